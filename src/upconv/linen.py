@@ -1,0 +1,466 @@
+"""The layers for Flax linen: parameters in, `upconv.conv_transpose` out.
+
+The arguments are those of `tf.layers.Conv2DTranspose`, in its order, with its defaults and its
+behaviour. What a layer declares of its parameters (regularizers, constraints) is collected from a
+whole model by `rules` and carried out by `upconv.transforms`; what it says of its activations is
+sown in the collection `losses` and summed by `losses`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+from flax.core import meta
+from flax.linen import kw_only_dataclasses
+from jax.typing import ArrayLike, DTypeLike
+
+from upconv import functional, geometry
+from upconv.initializers import Initializer, glorot_uniform
+from upconv.rules import Constraint, Regularizer, Rule, path_string
+
+__all__ = ["Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose", "losses", "rules"]
+
+Ints = int | Sequence[int]
+Activation = Callable[[jax.Array], jax.Array]
+
+# Whether layers put their parameters in boxes that carry the rules. Compiled functions are cached
+# apart for each value, so that no box leaks into a model that uses nn.jit.
+_boxing = jax.make_user_context(False)
+
+# An input so long that no padding leaves nothing of the output.
+_LONG = 1 << 62
+
+
+def _optional(default: Any) -> Any:
+    """A field that can only be given by keyword, in subclasses too."""
+    return kw_only_dataclasses.field(default=default, kw_only=True)
+
+
+class _ConvTranspose(nn.Module):
+    """What the layers share: all but the number of spatial axes."""
+
+    rank: ClassVar[int]
+
+    filters: int
+    kernel_size: Ints
+    strides: Ints = 1
+    padding: geometry.Padding = "valid"
+    data_format: str = "channels_last"
+    activation: Activation | str | None = None
+    use_bias: bool = True
+    kernel_initializer: Initializer | None = None
+    bias_initializer: Initializer | None = nn.initializers.zeros
+    kernel_regularizer: Regularizer | None = None
+    bias_regularizer: Regularizer | None = None
+    activity_regularizer: Regularizer | None = None
+    kernel_constraint: Constraint | None = None
+    bias_constraint: Constraint | None = None
+    trainable: bool = True
+    output_padding: Ints | None = _optional(None)
+    dilation_rate: Ints = _optional(1)
+    groups: int = _optional(1)
+    dtype: DTypeLike | None = _optional(None)
+    param_dtype: DTypeLike = _optional(jnp.float32)
+    precision: jax.lax.PrecisionLike = _optional(None)
+    lowering: str = _optional("auto")
+
+    def __post_init__(self) -> None:
+        for name, value in self._canonical_fields().items():
+            object.__setattr__(self, name, value)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, inputs: ArrayLike) -> jax.Array:
+        """Upsamples.
+
+        Args:
+          inputs: `(*batch, *spatial, c_in)`, or `(*batch, c_in, *spatial)` for `channels_first`;
+            any number of batch axes, none included.
+
+        Returns:
+          The same axes with `filters` channels and the lengths of `compute_output_shape`, in
+          `dtype` or else the promoted dtype of inputs and parameters.
+
+        Raises:
+          ValueError: if the inputs have too few axes, no pixels, or another number of channels than
+            the kernel or the groups take.
+        """
+        shape = jnp.shape(inputs)
+        self.compute_output_shape(shape)  # raises what is wrong with the shape before any tracing
+        c_in = shape[self._channel_axis]
+        self._check_channels(c_in)
+
+        kernel = self._parameter(
+            "kernel",
+            (*self.kernel_size, self.filters // self.groups, c_in),
+            self.kernel_initializer or glorot_uniform(groups=self.groups),
+            Rule(self.kernel_regularizer, self.kernel_constraint),
+        )
+        bias = None
+        if self.use_bias:
+            bias = self._parameter(
+                "bias",
+                (self.filters,),
+                self.bias_initializer or glorot_uniform(),
+                Rule(self.bias_regularizer, self.bias_constraint),
+            )
+        inputs, kernel, bias = nn.dtypes.promote_dtype(inputs, kernel, bias, dtype=self.dtype)
+
+        outputs = functional.conv_transpose(
+            inputs,
+            kernel,
+            precision=self.precision,
+            lowering=self.lowering,
+            **self._geometry,
+        )
+        if bias is not None:
+            outputs += jnp.expand_dims(bias, range(1, -self._channel_axis))
+        outputs = _activation(self.activation)(outputs)
+        self._sow_activity_loss(outputs)
+        return outputs
+
+    def compute_output_shape(self, input_shape: Sequence[int]) -> tuple[int, ...]:
+        """The shape that the layer maps `input_shape` to, without computing anything.
+
+        Raises:
+          ValueError: as calling the layer does.
+        """
+        return functional.output_shape(
+            input_shape, self.filters, self.kernel_size, **self._geometry
+        )
+
+    @property
+    def scope_name(self) -> str:
+        """The path of the module in its model, joined by `/`.
+
+        Raises:
+          ValueError: if the module is not bound: it has no place in a model until it is used.
+        """
+        if self.scope is None:
+            raise ValueError(
+                f"scope_name is not known before the layer is used: this {type(self).__name__} is "
+                "not bound to a scope"
+            )
+        return "/".join(self.path)
+
+    @property
+    def graph(self) -> None:
+        """Deprecated, as in TensorFlow: JAX has no graph that a layer could belong to."""
+        warnings.warn(
+            "graph is deprecated: layers do not track a graph", DeprecationWarning, stacklevel=2
+        )
+
+    @property
+    def _geometry(self) -> dict[str, Any]:
+        names = ("strides", "padding", "output_padding", "dilation_rate", "groups", "data_format")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def _channel_axis(self) -> int:
+        return -1 if self.data_format == "channels_last" else -1 - self.rank
+
+    @property
+    def _collection(self) -> str:
+        return "params" if self.trainable else "non_trainable"
+
+    def _parameter(
+        self, name: str, shape: tuple[int, ...], initializer: Initializer, rule: Rule
+    ) -> jax.Array:
+        if not self.trainable:
+            # No optimizer sees this collection, so no rule can apply to it either.
+            def initial() -> jax.Array:
+                return initializer(self.make_rng("params"), shape, self.param_dtype)
+
+            return self.variable("non_trainable", name, initial).value
+
+        declares = rule != Rule()
+
+        def boxed(key: jax.Array) -> Any:
+            value = initializer(key, shape, self.param_dtype)
+            return _RuleBox(value, rule) if declares and _boxing.value else value
+
+        return self.param(name, boxed)
+
+    def _sow_activity_loss(self, outputs: jax.Array) -> None:
+        if self.activity_regularizer is None or self.is_initializing():
+            return
+        batch_size = math.prod(outputs.shape[: -1 - self.rank])
+        loss = self.activity_regularizer(outputs) / batch_size
+        self.sow("losses", "activity", loss, init_fn=lambda: 0.0, reduce_fn=jnp.add)
+
+    def _check_channels(self, c_in: int) -> None:
+        if self.has_variable(self._collection, "kernel"):
+            kernel = meta.unbox(self.get_variable(self._collection, "kernel"))
+            if kernel.shape[-1] != c_in:
+                raise ValueError(
+                    f"inputs must have {kernel.shape[-1]} channels on axis {self._channel_axis}, "
+                    f"as the kernel of {self.scope_name!r} has, got {c_in}"
+                )
+
+    def _canonical_fields(self) -> dict[str, Any]:
+        """The fields that have several spellings, in one of them; raises if any field is bad."""
+        filters = geometry.integer("filters", self.filters, minimum=1)
+        groups = geometry.integer("groups", self.groups, minimum=1)
+        if filters % groups:
+            raise ValueError(f"groups must divide filters, got groups={groups}, filters={filters}")
+        for name in ("use_bias", "trainable"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        for name in _CALLABLES:
+            value = getattr(self, name)
+            if value is not None and not callable(value):
+                raise TypeError(f"{name} must be callable or None, got {value!r}")
+        _activation(self.activation)
+        if self.dtype is not None:
+            _check_floating("dtype", self.dtype)
+        _check_floating("param_dtype", self.param_dtype)
+        if not isinstance(self.lowering, str):
+            raise TypeError(f"lowering must be a string, got {self.lowering!r}")
+
+        rank = self.rank
+        output_padding = self.output_padding
+        if output_padding is not None:
+            output_padding = geometry.per_axis("output_padding", output_padding, rank, minimum=0)
+        fields = {
+            "filters": filters,
+            "groups": groups,
+            "kernel_size": geometry.per_axis("kernel_size", self.kernel_size, rank),
+            "strides": geometry.per_axis("strides", self.strides, rank),
+            "padding": geometry.canonical_padding(self.padding, rank),
+            "output_padding": output_padding,
+            "dilation_rate": geometry.per_axis("dilation_rate", self.dilation_rate, rank),
+            "data_format": geometry.canonical_data_format(self.data_format),
+        }
+        sizes = {k: v for k, v in fields.items() if k not in ("filters", "data_format")}
+        geometry.transposed((_LONG,) * rank, **sizes)  # raises if they do not go together
+        return fields
+
+
+_CALLABLES = (
+    "kernel_initializer",
+    "bias_initializer",
+    "kernel_regularizer",
+    "bias_regularizer",
+    "activity_regularizer",
+    "kernel_constraint",
+    "bias_constraint",
+)
+
+
+class Conv1DTranspose(_ConvTranspose):
+    """`Conv2DTranspose` with one spatial axis.
+
+    >>> layer = Conv1DTranspose(filters=4, kernel_size=16, strides=8, padding="same")
+    >>> layer.compute_output_shape((2, 100, 3))
+    (2, 800, 4)
+    """
+
+    rank = 1
+
+
+class Conv2DTranspose(_ConvTranspose):
+    """Transposed convolution over two spatial axes: `tf.layers.Conv2DTranspose` for Flax.
+
+    `activation(conv_transpose(inputs, kernel) + bias)`, see `upconv.conv_transpose`. Parameters are
+    `kernel`, of shape `(*kernel_size, filters // groups, c_in)`, and `bias`, `(filters,)`.
+
+    Args:
+      filters: the number of output channels.
+      kernel_size: an integer, or one per spatial axis.
+      strides: by how much the image grows; an integer or one per spatial axis.
+      padding: `"valid"` or `"same"`, in any case; also `"same_lower"`, `"causal"`, `"circular"`, or
+        how much to crop: an integer, or an integer or pair `(lo, hi)` for each spatial axis.
+      data_format: `"channels_last"` or `"channels_first"`, in any case.
+      activation: a function, or the name of one in `jax.nn`. (`gelu` and `leaky_relu` are other
+        functions there than in Keras.)
+      use_bias: whether to add a bias.
+      kernel_initializer: `(key, shape, dtype) -> array`; `None` is TensorFlow's default, glorot
+        uniform.
+      bias_initializer: the same for the bias, zeros by default; `None` is glorot uniform here too.
+      kernel_regularizer: a function from the kernel to a penalty.
+      bias_regularizer: a function from the bias to a penalty.
+      activity_regularizer: a function from the outputs to a penalty. Divided by the batch size it
+        is sown in the collection `losses`, in `apply` and not in `init`.
+      kernel_constraint: a function from the updated kernel to the one to use instead.
+      bias_constraint: the same for the bias.
+      trainable: `False` puts the parameters into the collection `non_trainable`, which no optimizer
+        sees.
+      name: the module's name.
+      output_padding: how many pixels to add at the end, an integer or one per spatial axis; see
+        `upconv.conv_transpose`.
+      dilation_rate: the distance of the kernel's taps, an integer or one per spatial axis.
+      groups: the number of groups that channels and filters fall into.
+      dtype: of the computation; by default what inputs and parameters promote to.
+      param_dtype: of the parameters.
+      precision: as in `jax.lax`.
+      lowering: how to compute it; see `upconv.conv_transpose`.
+
+    Regularizers and constraints are declarations: `upconv.linen.rules` collects them, and
+    `upconv.transforms.with_rules(optimizer, rules)` carries them out.
+
+    Raises:
+      TypeError: if an argument has the wrong type.
+      ValueError: if an argument is out of range. Both name the argument.
+
+    >>> layer = Conv2DTranspose(filters=4, kernel_size=5, strides=2, padding="same")
+    >>> images = jnp.ones((2, 8, 6, 3))
+    >>> variables = layer.init(jax.random.key(0), images)
+    >>> variables["params"]["kernel"].shape
+    (5, 5, 4, 3)
+    >>> layer.apply(variables, images).shape
+    (2, 16, 12, 4)
+    """
+
+    rank = 2
+
+
+class Conv3DTranspose(_ConvTranspose):
+    """`Conv2DTranspose` with three spatial axes.
+
+    >>> layer = Conv3DTranspose(filters=4, kernel_size=3, strides=(1, 2, 2), padding="same")
+    >>> layer.compute_output_shape((2, 5, 8, 6, 3))
+    (2, 5, 16, 12, 4)
+    """
+
+    rank = 3
+
+
+def rules(
+    module: nn.Module,
+    *example_inputs: Any,
+    rngs: Any = None,
+    method: Callable | str | None = None,
+    **kwargs: Any,
+) -> dict[str, Rule]:
+    """What the layers of a model declare of their parameters.
+
+    The model is initialized abstractly, as `jax.eval_shape` does: nothing is computed. Frozen
+    layers (`trainable=False`) are left out.
+
+    Args:
+      module: any Flax module, with layers of this module anywhere in it: nested, shared, or lifted
+        by `nn.scan`, `nn.vmap`, `nn.remat`, `nn.jit`.
+      *example_inputs: what `module.init` would get, with a `jax.ShapeDtypeStruct` in place of an
+        array if you like.
+      rngs: a key or a dictionary of them, as `module.init` takes it, for models that need it.
+      method: the method to call, if not `__call__`.
+      **kwargs: more of what `module.init` would get.
+
+    Returns:
+      A rule for each parameter that has a regularizer or a constraint, by path: the keys joined by
+      `/`, relative to the collection `params`. `upconv.transforms` and `upconv.penalty` take it.
+
+    >>> from upconv.constraints import MaxNorm
+    >>> decoder = nn.Sequential([
+    ...     Conv2DTranspose(4, 5, strides=2, kernel_constraint=MaxNorm(2.0)),
+    ...     nn.relu,
+    ...     Conv2DTranspose(1, 5, strides=2),
+    ... ])
+    >>> for path, rule in rules(decoder, jax.ShapeDtypeStruct((2, 8, 6, 3), jnp.float32)).items():
+    ...     print(path, rule.constraint)
+    layers_0/kernel MaxNorm(max_value=2.0, axis=0)
+    """
+    rngs = jax.random.key(0) if rngs is None else rngs
+    leaves, treedef = jax.tree.flatten((example_inputs, kwargs))
+    # Only arrays can be made abstract; flags and the like must keep their values.
+    abstract = {i: leaf for i, leaf in enumerate(leaves) if _is_array(leaf)}
+
+    def init(rngs: Any, arrays: Mapping[int, jax.Array]) -> Any:
+        args, kwargs = treedef.unflatten([arrays.get(i, leaf) for i, leaf in enumerate(leaves)])
+        return module.init(rngs, *args, method=method, **kwargs)
+
+    with _boxing(True):
+        variables = jax.eval_shape(init, rngs, abstract)
+    boxes = jax.tree_util.tree_leaves_with_path(variables.get("params", {}), is_leaf=_is_box)
+    return {path_string(path): box.rule for path, box in boxes if _is_box(box)}
+
+
+def losses(variables: Mapping[str, Any]) -> jax.Array:
+    """The sum of all activity regularization that a model has sown.
+
+    Args:
+      variables: what `module.apply(..., mutable=["losses"])` returns beside the outputs.
+
+    Returns:
+      A scalar, float32 at least; 0 if there is nothing in the collection `losses`.
+
+    >>> layer = Conv1DTranspose(2, 3, activity_regularizer=jnp.sum, bias_initializer=None)
+    >>> variables = layer.init(jax.random.key(0), jnp.ones((2, 8, 3)))
+    >>> outputs, state = layer.apply(variables, jnp.ones((2, 8, 3)), mutable=["losses"])
+    >>> bool(jnp.isclose(losses(state), outputs.sum() / 2))
+    True
+    """
+    total = jnp.zeros((), jnp.float32)
+    for loss in jax.tree.leaves(variables.get("losses", {})):
+        total += jnp.sum(loss)
+    return total
+
+
+class _RuleBox(struct.PyTreeNode, meta.AxisMetadata):
+    """A parameter with its rule. Flax tells it which axes lifted transformations stack."""
+
+    value: Any
+    rule: Rule = struct.field(pytree_node=False)
+
+    def unbox(self) -> Any:
+        return self.value
+
+    def replace_boxed(self, val: Any) -> _RuleBox:
+        return self.replace(value=val)
+
+    def add_axis(self, index: int, params: Mapping[Any, Any]) -> _RuleBox:
+        return self._with_axes((*self.rule.stacked_axes, index))
+
+    def remove_axis(self, index: int, params: Mapping[Any, Any]) -> _RuleBox:
+        return self._with_axes(self.rule.stacked_axes[:-1])
+
+    def _with_axes(self, axes: tuple[int, ...]) -> _RuleBox:
+        return self.replace(rule=dataclasses.replace(self.rule, stacked_axes=axes))
+
+
+def _is_box(node: Any) -> bool:
+    return isinstance(node, _RuleBox)
+
+
+def _is_array(leaf: Any) -> bool:
+    return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+
+
+def _activation(activation: Activation | str | None) -> Activation:
+    """The function that an activation argument stands for."""
+    if activation is None:
+        return jax.nn.identity
+    if isinstance(activation, str):
+        named = getattr(jax.nn, activation, None)
+        if activation.startswith("_") or not callable(named):
+            near = difflib.get_close_matches(activation, dir(jax.nn))
+            hint = f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
+            raise ValueError(
+                f"activation must be callable, None or the name of a function in jax.nn, got "
+                f"{activation!r}{hint}"
+            )
+        return named
+    if not callable(activation):
+        raise TypeError(
+            f"activation must be callable, None or the name of a function in jax.nn, got "
+            f"{activation!r}"
+        )
+    return activation
+
+
+def _check_floating(name: str, dtype: Any) -> None:
+    try:
+        floating = jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError:
+        raise TypeError(f"{name} must be a dtype, got {dtype!r}") from None
+    if not floating:
+        raise ValueError(f"{name} must be a floating-point dtype, got {dtype!r}")

@@ -1,0 +1,70 @@
+"""What a layer declares of one parameter, and how parameters are called.
+
+Layers declare rules and `upconv.transforms` carries them out. Neither imports the other: a plain
+dictionary from parameter path to `Rule` is all that passes between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+__all__ = ["Constraint", "Regularizer", "Rule", "Rules", "path_string"]
+
+Regularizer = Callable[[jax.Array], jax.Array]
+Constraint = Callable[[jax.Array], jax.Array]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The regularizer and the constraint of one parameter.
+
+    Attributes:
+      regularizer: maps the parameter to a scalar that is added to the loss, or `None`.
+      constraint: maps the parameter to one of the same shape and dtype that is allowed, or `None`.
+      stacked_axes: the axes along which a lifted transformation (`flax.linen.scan`, `vmap`) has
+        stacked the parameters of several layers, innermost transformation first: what nested
+        `jax.vmap`s take as `in_axes`. The rule holds for each layer's slice by itself.
+
+    Raises:
+      TypeError: for a regularizer or constraint that cannot be called, or axes that are not
+        integers.
+
+    >>> import jax.numpy as jnp
+    >>> Rule(constraint=jnp.abs).regularizer is None
+    True
+    """
+
+    regularizer: Regularizer | None = None
+    constraint: Constraint | None = None
+    stacked_axes: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("regularizer", "constraint"):
+            value = getattr(self, name)
+            if value is not None and not callable(value):
+                raise TypeError(f"{name} must be callable or None, got {value!r}")
+        axes = self.stacked_axes
+        if not isinstance(axes, tuple) or not all(type(axis) is int for axis in axes):
+            raise TypeError(f"stacked_axes must be a tuple of integers, got {axes!r}")
+
+
+Rules = Mapping[str, Rule]
+
+
+def path_string(path: tuple[Any, ...]) -> str:
+    """A JAX key path as rules name it: the keys joined by `/`.
+
+    A box round a parameter (`flax.linen.Partitioned`, `flax.nnx.Param`) holds it in the attribute
+    `value`, which is no part of the parameter's name.
+
+    >>> params = {"decoder": {"up1": {"kernel": 0.0}}}
+    >>> [path_string(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    ['decoder/up1/kernel']
+    """
+    if path and path[-1] == jax.tree_util.GetAttrKey("value"):
+        path = path[:-1]
+    return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -1,0 +1,266 @@
+"""Rules carried out by optax: regularizers join the loss or the gradient, constraints the update.
+
+All functions here take rules by parameter path (`upconv.linen.rules` and `upconv.nnx.rules` collect
+them from a model, or write them by hand for any other), and all of them act on any pytree of
+parameters. They hold no state and work under `jax.jit`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from upconv.rules import Rule, Rules, path_string
+
+__all__ = ["add_regularization", "penalty", "project", "with_rules"]
+
+_NO_PARAMS = (
+    "This transformation needs the parameters: call update(updates, state, params), "
+    "not update(updates, state)."
+)
+
+
+def penalty(params: optax.Params, rules: Rules) -> jax.Array:
+    r"""The sum of all regularizers, :math:`\sum_p R_p(\theta_p)`, to be added to the loss.
+
+    Either add this to the loss or `add_regularization` to the optimizer, not both.
+
+    Args:
+      params: a pytree of parameters.
+      rules: by parameter path, the keys joined by `/`.
+
+    Returns:
+      A scalar, float32 at least; 0 if no rule has a regularizer.
+
+    Raises:
+      TypeError: if `rules` is not a mapping from strings to `Rule`.
+      ValueError: if a rule matches no parameter, or a regularizer does not return a scalar.
+
+    >>> params = {"up": {"kernel": jnp.array([[1.0, 2.0], [3.0, 4.0]])}}
+    >>> float(penalty(params, {"up/kernel": Rule(regularizer=jnp.sum)}))
+    10.0
+    """
+    rules = _checked(rules)
+    _check_matches(rules, params)
+    total = jnp.zeros((), jnp.float32)
+    for key_path, param in jax.tree_util.tree_leaves_with_path(params):
+        path = path_string(key_path)
+        if path in rules:
+            total += _regularizer_value(path, rules[path], param)
+    return total
+
+
+def add_regularization(rules: Rules) -> optax.GradientTransformation:
+    r"""Adds the gradient of the regularizers: :math:`u_p \leftarrow u_p + \nabla R_p(\theta_p)`.
+
+    At the head of a chain this is the same as adding `penalty` to the loss, so the penalty's
+    gradient passes through momentum and Adam, as in TensorFlow. For decoupled weight decay put it
+    behind them.
+
+    Args:
+      rules: by parameter path, the keys joined by `/`.
+
+    Returns:
+      A gradient transformation without state. Updates keep their dtypes.
+
+    Raises:
+      TypeError: if `rules` is not a mapping from strings to `Rule`.
+      ValueError: (from `init` and `update`) if a rule matches no parameter, `params` is not given,
+        or a regularizer does not return a scalar.
+
+    >>> transform = add_regularization({"kernel": Rule(regularizer=lambda w: jnp.sum(w**2))})
+    >>> params = {"kernel": jnp.array([1.0, -2.0])}
+    >>> updates = {"kernel": jnp.array([10.0, 10.0])}
+    >>> transform.update(updates, transform.init(params), params)[0]["kernel"].tolist()
+    [12.0, 6.0]
+    """
+
+    def regularize(path: str, rule: Rule, update: jax.Array, param: jax.Array) -> jax.Array:
+        if rule.regularizer is None:
+            return update
+        slope = jax.grad(partial(_regularizer_value, path, rule))(_wide(param))
+        return (_wide(update) + slope).astype(update.dtype)
+
+    return _per_parameter(rules, regularize)
+
+
+def project(rules: Rules) -> optax.GradientTransformation:
+    r"""Projects what the parameters will be: :math:`u_p \leftarrow P_p(\theta_p + u_p) - \theta_p`.
+
+    After `optax.apply_updates` every constrained parameter is one that its constraint allows, up to
+    the rounding of that addition. It must be the last of a chain: it undoes nothing that follows.
+    This is the projected gradient method, and what Keras does after each step.
+
+    Args:
+      rules: by parameter path, the keys joined by `/`.
+
+    Returns:
+      A gradient transformation without state. Updates keep their dtypes.
+
+    Raises:
+      TypeError: if `rules` is not a mapping from strings to `Rule`.
+      ValueError: (from `init` and `update`) if a rule matches no parameter, `params` is not given,
+        or a constraint changes shape or dtype.
+
+    >>> optimizer = optax.chain(optax.sgd(1.0), project({"kernel": Rule(constraint=jax.nn.relu)}))
+    >>> params = {"kernel": jnp.array([1.0, 2.0])}
+    >>> gradients = {"kernel": jnp.array([0.5, 4.0])}
+    >>> updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+    >>> optax.apply_updates(params, updates)["kernel"].tolist()
+    [0.5, 0.0]
+    """
+
+    def constrain(path: str, rule: Rule, update: jax.Array, param: jax.Array) -> jax.Array:
+        if rule.constraint is None:
+            return update
+        param = _wide(param)
+        allowed = _constrained(path, rule, param + _wide(update))
+        return (allowed - param).astype(update.dtype)
+
+    return _per_parameter(rules, constrain)
+
+
+def with_rules(
+    optimizer: optax.GradientTransformation, rules: Rules
+) -> optax.GradientTransformationExtraArgs:
+    """An optimizer that also regularizes and constrains.
+
+    It is the chain of `add_regularization`, the optimizer and `project`, in this order.
+
+    Args:
+      optimizer: any optax optimizer.
+      rules: by parameter path, the keys joined by `/`.
+
+    Returns:
+      The optimizer to use instead.
+
+    Raises:
+      TypeError: if `rules` is not a mapping from strings to `Rule`.
+      ValueError: (from `init` and `update`) as the two transformations raise it.
+
+    >>> rules = {"kernel": Rule(regularizer=jnp.sum, constraint=jax.nn.relu)}
+    >>> optimizer = with_rules(optax.sgd(1.0), rules)
+    >>> params = {"kernel": jnp.array([1.0, 5.0])}
+    >>> gradients = {"kernel": jnp.array([0.5, 1.0])}
+    >>> updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+    >>> optax.apply_updates(params, updates)["kernel"].tolist()
+    [0.0, 3.0]
+    """
+    return optax.chain(add_regularization(rules), optimizer, project(rules))
+
+
+def _per_parameter(
+    rules: Rules, act: Callable[[str, Rule, jax.Array, jax.Array], jax.Array]
+) -> optax.GradientTransformation:
+    """A stateless transformation that maps `act` over the parameters that have a rule."""
+    rules = _checked(rules)
+
+    def init(params: optax.Params) -> optax.EmptyState:
+        # optax.tree.map_params calls this with a placeholder that holds no parameters.
+        if jax.tree.leaves(params):
+            _check_matches(rules, params)
+        return optax.EmptyState()
+
+    def update(
+        updates: optax.Updates, state: optax.EmptyState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.EmptyState]:
+        if params is None:
+            raise ValueError(_NO_PARAMS)
+        _check_matches(rules, params)
+
+        def act_on(key_path: tuple[Any, ...], update: Any, param: Any) -> Any:
+            path = path_string(key_path)
+            if path not in rules or _is_hole(update) or _is_hole(param):
+                return update
+            return act(path, rules[path], jnp.asarray(update), jnp.asarray(param))
+
+        updates = jax.tree_util.tree_map_with_path(act_on, updates, params, is_leaf=_is_hole)
+        return updates, state
+
+    return optax.GradientTransformation(init, update)
+
+
+def _regularizer_value(path: str, rule: Rule, param: jax.Array) -> jax.Array:
+    """The regularizer's scalar, summed over the slices of a stacked parameter."""
+
+    regularizer = rule.regularizer
+    if regularizer is None:
+        return jnp.zeros((), jnp.float32)
+
+    def value(x: jax.Array) -> jax.Array:
+        result = _wide(regularizer(x))
+        if result.shape != ():
+            raise ValueError(
+                f"the regularizer of {path!r} must return a scalar, got shape {result.shape} "
+                f"from {regularizer!r}"
+            )
+        return result
+
+    for axis in rule.stacked_axes:
+        value = jax.vmap(value, in_axes=axis)
+    return jnp.sum(value(_wide(param)))
+
+
+def _constrained(path: str, rule: Rule, param: jax.Array) -> jax.Array:
+    """The parameter after its constraint, which acts on each slice of a stacked one."""
+
+    constraint = rule.constraint
+    if constraint is None:
+        return param
+
+    def allowed(x: jax.Array) -> jax.Array:
+        result = jnp.asarray(constraint(x))
+        if (result.shape, result.dtype) != (x.shape, x.dtype):
+            raise ValueError(
+                f"the constraint of {path!r} must keep shape and dtype, got {result.dtype}"
+                f"{list(result.shape)} for {x.dtype}{list(x.shape)} from {constraint!r}"
+            )
+        return result
+
+    for axis in rule.stacked_axes:
+        allowed = jax.vmap(allowed, in_axes=axis, out_axes=axis)
+    return allowed(param)
+
+
+def _wide(x: Any) -> jax.Array:
+    """In the array's precision, but float32 at least."""
+    x = jnp.asarray(x)
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _is_hole(node: Any) -> bool:
+    """Whether a parameter, or a whole subtree, was left out of a tree by masking."""
+    return node is None or isinstance(node, optax.MaskedNode)
+
+
+def _checked(rules: Rules) -> dict[str, Rule]:
+    """A copy, so that what the caller does to the mapping later changes nothing."""
+    if not isinstance(rules, Mapping):
+        raise TypeError(f"rules must be a mapping from parameter paths to Rule, got {rules!r}")
+    for path, rule in rules.items():
+        if not isinstance(path, str) or not isinstance(rule, Rule):
+            raise TypeError(
+                f"rules must map strings to upconv.rules.Rule, got {path!r}: {rule!r}"
+            )
+    return dict(rules)
+
+
+def _check_matches(rules: Rules, params: optax.Params) -> None:
+    """Raises for a rule whose parameter is not in the tree, nor in a part that was masked."""
+    leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=_is_hole)
+    holes = {path_string(path) for path, leaf in leaves if _is_hole(leaf)}
+    present = [path_string(path) for path, leaf in leaves if not _is_hole(leaf)]
+    for path in sorted(rules.keys() - set(present)):
+        keys = path.split("/")
+        if holes.isdisjoint("/".join(keys[:n]) for n in range(len(keys) + 1)):
+            near = difflib.get_close_matches(path, present) or sorted(present)[:3]
+            raise ValueError(
+                f"no parameter matches the rule for {path!r}; the nearest parameters are "
+                f"{', '.join(map(repr, near)) or 'none, as the tree is empty'}"
+            )
