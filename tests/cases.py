@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 import oracle
 
@@ -75,6 +76,22 @@ class Case:
             "groups": self.groups,
         }
 
+    def scatter(self, x: ArrayLike, kernel: ArrayLike) -> np.ndarray:
+        """The oracle's `conv_transpose`."""
+        return oracle.conv_transpose(x, kernel, **self.layer)
+
+    def gather(self, y: ArrayLike, kernel: ArrayLike) -> np.ndarray:
+        """Its gradient in `x`, along `y`."""
+        return oracle.conv(y, kernel, **self.convolution, input_size=self.spatial)
+
+    def correlate(self, x: ArrayLike, y: ArrayLike) -> np.ndarray:
+        """Its gradient in the kernel, along `y`."""
+        return oracle.correlate_kernel(x, y, self.kernel_size, **self.convolution)
+
+    def maps(self, x: ArrayLike, kernel: ArrayLike, ct: ArrayLike) -> list[np.ndarray]:
+        """The output, and the gradients in `x` and the kernel along `ct`."""
+        return [self.scatter(x, kernel), self.gather(ct, kernel), self.correlate(x, ct)]
+
     def __str__(self) -> str:
         return self.name
 
@@ -102,6 +119,7 @@ CASES = (
     Case("1d_int", (5,), (4,), strides=2, padding=1),
     Case("1d_pair", (5,), (4,), strides=2, padding=((2, 1),)),
     Case("1d_wide_crop", (7,), (2,), strides=2, padding=((3, 4),)),
+    Case("1d_negative_pads", (3,), (4,), strides=2, padding=((-2, -1),)),
     Case("1d_causal", (5,), (5,), strides=2, padding="causal"),
     Case("1d_causal_s1", (6,), (3,), padding="causal", c_in=2, c_out=5),
     Case("1d_causal_k_below_s", (5,), (2,), strides=3, padding="causal"),
@@ -142,6 +160,8 @@ CASES = (
     Case("2d_ints", (4, 5), (4, 3), strides=2, padding=(2, 1)),
     Case("2d_pairs", (4, 5), (5, 4), strides=(2, 3), padding=((2, 1), (0, 3))),
     Case("2d_mixed_pads", (4, 5), (5, 4), strides=(3, 2), padding=(1, (0, 2))),
+    Case("2d_negative_pads", (4, 3), (3, 2), strides=(2, 3), padding=((-1, 2), (1, -2)),
+         output_padding=(1, 0)),
     Case("2d_torch", (3, 4), (3, 3), strides=2, padding=1, output_padding=1),
     Case("2d_op_valid", (3, 4), (3, 2), strides=(2, 3), output_padding=(1, 2)),
     Case("2d_op_valid_zero", (3, 4), (2, 1), strides=3, output_padding=0),
@@ -237,7 +257,7 @@ def _random_case(rng: np.random.Generator, name: str) -> Case:
     elif padding == "ints":
         padding = ints(0, 3)
     elif padding == "pairs":
-        padding = tuple(zip(ints(0, 4), ints(0, 4), strict=True))
+        padding = tuple(zip(ints(-2, 4), ints(-2, 4), strict=True))
 
     if policy not in ("causal", "circular"):
         choice = rng.random()

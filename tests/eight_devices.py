@@ -1,0 +1,368 @@
+"""What needs several devices, checked on eight that XLA makes of one processor.
+
+A program of its own, run by `test_devices.py`: how many devices there are is settled when JAX
+starts, and eight of them slow everything else down. It prints what each check came to, as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import upconv
+from cases import Case, by_name
+
+CHECKS: dict[str, Callable[[], None]] = {}
+LOWERINGS = ("auto", "input_dilation", "subpixel", "matmul")
+(CASE,) = by_name("2d_unequal")
+
+
+def check(f: Callable[[], None]) -> Callable[[], None]:
+    """Puts a check into the table."""
+    CHECKS[f.__name__] = f
+    return f
+
+
+def mesh(kind: AxisType) -> jax.sharding.Mesh:
+    """Four devices for images, two for channels."""
+    return jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind, kind))
+
+
+def layer(case: Case = CASE, lowering: str = "auto") -> Callable[..., jax.Array]:
+    return partial(upconv.conv_transpose, **case.layer, lowering=lowering)
+
+
+def operands(case: Case = CASE, *, batch: int = 8) -> tuple[Any, ...]:
+    """x, kernel and cotangent, with a batch that the devices can share and channels too."""
+    rng = np.random.default_rng(0)
+    shapes = (batch, *case.spatial, 4), (*case.kernel_size, 6, 4), (batch, *case.output, 6)
+    return tuple(rng.normal(size=shape).astype(np.float32) for shape in shapes)
+
+
+def step(f: Callable[..., jax.Array]) -> Callable[..., Any]:
+    """Value, and both gradients along a cotangent."""
+
+    def run(x: Any, w: Any, ct: Any) -> Any:
+        y, pull = jax.vjp(f, x, w)
+        return [y, *pull(ct)]
+
+    return run
+
+
+def loss(f: Callable[..., jax.Array]) -> Callable[..., Any]:
+    return lambda x, w: jnp.sum(jnp.sin(f(x, w)))
+
+
+def gradients(x: Any, w: Any) -> list[np.ndarray]:
+    """Of `loss(layer())`, by the oracle."""
+    ct = np.cos(CASE.scatter(x, w))
+    return CASE.maps(x, w, ct)[1:]
+
+
+def close(got: Any, want: Any) -> None:
+    got, want = jax.tree.leaves(got), jax.tree.leaves(want)
+    assert len(got) == len(want)
+    for g, w in zip(got, want, strict=True):
+        assert g.shape == w.shape, (g.shape, w.shape)
+        np.testing.assert_allclose(np.asarray(g), w, rtol=0, atol=1e-5 * np.abs(w).max())
+
+
+@check
+def gradient_outside_shard_map() -> None:
+    x, w, _ = operands()
+    for lowering in LOWERINGS:
+        f = jax.shard_map(
+            layer(CASE, lowering),
+            mesh=mesh(AxisType.Auto),
+            in_specs=(P("data"), P()),
+            out_specs=P("data"),
+        )
+        close(jax.jit(f)(x, w), CASE.scatter(x, w))
+        close(jax.jit(jax.grad(loss(f), (0, 1)))(x, w), gradients(x, w))
+
+
+@check
+def gradient_inside_shard_map() -> None:
+    x, w, _ = operands()
+    for lowering in LOWERINGS:
+
+        @partial(
+            jax.shard_map,
+            mesh=mesh(AxisType.Auto),
+            in_specs=(P("data"), P()),
+            out_specs=(P("data"), P()),
+        )
+        def inside(x: Any, w: Any, lowering: str = lowering) -> Any:
+            # The kernel is the same everywhere: its gradient comes summed over the devices.
+            return jax.grad(loss(layer(CASE, lowering)), (0, 1))(x, w)
+
+        close(jax.jit(inside)(x, w), gradients(x, w))
+
+
+@check
+def gradient_inside_shard_map_summed_by_hand() -> None:
+    x, w, _ = operands()
+
+    @partial(
+        jax.shard_map, mesh=mesh(AxisType.Auto), in_specs=(P("data"), P()), out_specs=P("data")
+    )
+    def inside(x: Any, w: Any) -> Any:
+        w = jax.lax.pcast(w, "data", to="varying")
+        return jax.grad(loss(layer()), 1)(x, w)[None]
+
+    close(jax.jit(inside)(x, w).sum(0), gradients(x, w)[1])
+
+
+@check
+def shard_map_without_checks() -> None:
+    x, w, _ = operands()
+
+    @partial(
+        jax.shard_map,
+        mesh=mesh(AxisType.Auto),
+        in_specs=(P("data"), P()),
+        out_specs=(P("data"), P()),
+        check_vma=False,
+    )
+    def inside(x: Any, w: Any) -> Any:
+        gx, gw = jax.grad(loss(layer()), (0, 1))(x, w)
+        return gx, jax.lax.psum(gw, "data")
+
+    close(jax.jit(inside)(x, w), gradients(x, w))
+
+
+@check
+def shard_map_over_channels() -> None:
+    x, w, ct = operands()
+
+    @partial(
+        jax.shard_map,
+        mesh=mesh(AxisType.Auto),
+        in_specs=(P("data", None, None, "model"), P(None, None, None, "model")),
+        out_specs=P("data"),
+    )
+    def inputs(x: Any, w: Any) -> Any:
+        return jax.lax.psum(layer()(x, w), "model")
+
+    close(jax.jit(step(inputs))(x, w, ct), CASE.maps(x, w, ct))
+
+    @partial(
+        jax.shard_map,
+        mesh=mesh(AxisType.Auto),
+        in_specs=(P("data"), P(None, None, "model")),
+        out_specs=P("data", None, None, "model"),
+    )
+    def filters(x: Any, w: Any) -> Any:
+        return layer()(x, w)
+
+    close(jax.jit(step(filters))(x, w, ct), CASE.maps(x, w, ct))
+
+
+@check
+def second_order_in_shard_map() -> None:
+    x, w, _ = operands()
+    f = jax.shard_map(
+        layer(), mesh=mesh(AxisType.Auto), in_specs=(P("data"), P()), out_specs=P("data")
+    )
+    plain = layer(CASE, "lax")
+
+    def product(f: Callable[..., Any]) -> Any:
+        return jax.jit(lambda: jax.jvp(jax.grad(loss(f), (0, 1)), (x, w), (2 * x, w + 1))[1])()
+
+    close(product(f), jax.tree.map(np.asarray, product(plain)))
+
+
+@check
+def vmap_in_and_around_shard_map() -> None:
+    x, w, ct = operands()
+    ws = np.stack([w, 2 * w, -w])
+    f = partial(jax.shard_map, mesh=mesh(AxisType.Auto))
+    inside = f(jax.vmap(layer(), (None, 0)), in_specs=(P("data"), P()), out_specs=P(None, "data"))
+    around = jax.vmap(f(layer(), in_specs=(P("data"), P()), out_specs=P("data")), (None, 0))
+    want = np.stack([CASE.scatter(x, w) for w in ws])
+    cts = np.stack([ct] * 3)
+    gx = sum(CASE.gather(ct, w) for w in ws)
+    gw = np.stack([CASE.correlate(x, ct)] * 3)
+    for g in (inside, around):
+        close(jax.jit(step(g))(x, ws, cts), [want, gx, gw])
+
+
+@check
+def scan_and_remat_in_shard_map() -> None:
+    x, _, _ = operands()
+    ws = np.random.default_rng(1).normal(size=(3, 3, 2, 4, 4)).astype(np.float32) / 3
+
+    def net(lowering: str, x: Any, ws: Any) -> Any:
+        @jax.checkpoint
+        def body(h: Any, w: Any) -> Any:
+            h = upconv.conv_transpose(h, w, padding="same", lowering=lowering)
+            return jnp.tanh(h), None
+
+        return jax.lax.scan(body, x, ws)[0]
+
+    f = jax.shard_map(
+        partial(net, "auto"),
+        mesh=mesh(AxisType.Auto),
+        in_specs=(P("data"), P()),
+        out_specs=P("data"),
+    )
+    got = jax.jit(jax.grad(loss(f), (0, 1)))(x, ws)
+    want = jax.jit(jax.grad(loss(partial(net, "lax")), (0, 1)))(x, ws)
+    close(got, jax.tree.map(np.asarray, want))
+
+
+@check
+def automatic_sharding() -> None:
+    x, w, ct = operands()
+    m = mesh(AxisType.Auto)
+    whole, images, both = P(), P("data"), P(("data", "model"))
+    channels = P("data", None, None, "model")
+    layouts = [
+        (images, whole, images),
+        (both, whole, both),
+        (channels, P(None, None, None, "model"), images),
+        (images, P(None, None, "model"), channels),
+        (P(None, "data"), whole, whole),
+    ]
+    placements = [
+        [jax.device_put(a, NamedSharding(m, s)) for a, s in zip((x, w, ct), layout, strict=True)]
+        for layout in layouts
+    ]
+    for lowering in LOWERINGS:
+        run = jax.jit(step(layer(CASE, lowering)))
+        for placed in placements:
+            close(run(*placed), CASE.maps(x, w, ct))
+    # One image after another is computed where it lies: nothing is gathered for it.
+    text = jax.jit(layer()).lower(*placements[0][:2]).compile().as_text()
+    assert "all-gather" not in text
+    y = jax.jit(layer())(*placements[0][:2])
+    assert y.sharding.is_equivalent_to(NamedSharding(m, P("data")), y.ndim)
+
+
+@check
+def explicit_sharding() -> None:
+    x, w, ct = operands()
+    with jax.set_mesh(mesh(AxisType.Explicit)):
+        xs = jax.device_put(x, P("data"))
+        ws = jax.device_put(w, P())
+        cts = jax.device_put(ct, P("data"))
+        for lowering in LOWERINGS:
+            seen: list[Any] = []
+
+            @jax.jit
+            def run(x: Any, w: Any, ct: Any, lowering: str = lowering, seen: Any = seen) -> Any:
+                y, pull = jax.vjp(layer(CASE, lowering), x, w)
+                seen.append(jax.typeof(y).sharding.spec)
+                gx, gw = pull(ct)
+                seen.extend(jax.typeof(a).sharding.spec for a in (gx, gw))
+                return [y, gx, gw]
+
+            close(run(xs, ws, cts), CASE.maps(x, w, ct))
+            # Images stay where they are; the kernel's gradient is whole everywhere.
+            assert [spec[0] for spec in seen] == ["data", "data", None], seen
+            y = layer(CASE, lowering)(xs, ws)
+            assert jax.typeof(y).sharding.spec[0] == "data"
+            close(y, CASE.scatter(x, w))
+
+
+@check
+def explicit_sharding_of_filters() -> None:
+    x, w, ct = operands()
+    with jax.set_mesh(mesh(AxisType.Explicit)):
+        xs = jax.device_put(x, P("data"))
+        ws = jax.device_put(w, P(None, None, "model", None))
+        cts = jax.device_put(ct, P("data", None, None, "model"))
+        got = jax.jit(step(layer()))(xs, ws, cts)
+        close(got, CASE.maps(x, w, ct))
+        y, gx, gw = got
+        assert jax.typeof(y).sharding.spec == P("data", None, None, "model")
+        assert jax.typeof(gx).sharding.spec[0] == "data"
+        assert jax.typeof(gw).sharding.spec == P(None, None, "model", None)
+
+
+@check
+def explicit_sharding_of_second_order_and_of_vmap() -> None:
+    x, w, _ = operands()
+
+    def product(f: Callable[..., Any], x: Any, w: Any) -> Any:
+        gradient = jax.grad(loss(f), (0, 1))
+        return jax.jit(lambda x, w: jax.jvp(gradient, (x, w), (2 * x, w + 1))[1])(x, w)
+
+    want = jax.tree.map(np.asarray, product(layer(CASE, "lax"), x, w))
+    with jax.set_mesh(mesh(AxisType.Explicit)):
+        xs, ws = jax.device_put(x, P("data")), jax.device_put(w, P())
+        close(product(layer(), xs, ws), want)
+        ensemble = jax.device_put(np.stack([w, 2 * w]), P())
+        got = jax.jit(jax.vmap(layer(), (None, 0)))(xs, ensemble)
+        close(got, np.stack([CASE.scatter(x, w), CASE.scatter(x, 2 * w)]))
+
+
+@check
+def explicit_and_manual_axes_together() -> None:
+    x, w, ct = operands()
+    with jax.set_mesh(mesh(AxisType.Explicit)):
+        specs = {"in_specs": (P("data"), P()), "out_specs": P("data")}
+        f = jax.shard_map(layer(), axis_names={"data"}, **specs)
+        xs, ws = jax.device_put(x, P("data")), jax.device_put(w, P())
+        cts = jax.device_put(ct, P("data"))
+        close(jax.jit(step(f))(xs, ws, cts), CASE.maps(x, w, ct))
+
+
+@check
+def a_network_trains_in_parallel_as_alone() -> None:
+    x, w, _ = operands()
+    m = mesh(AxisType.Auto)
+
+    @jax.jit
+    def descend(x: Any, w: Any) -> Any:
+        for _ in range(3):
+            w = w - 0.01 * jax.grad(loss(layer()), 1)(x, w)
+        return w
+
+    alone = np.asarray(descend(x, w))
+    images, whole = NamedSharding(m, P("data")), NamedSharding(m, P())
+    spread = descend(jax.device_put(x, images), jax.device_put(w, whole))
+    close(spread, alone)
+    assert len(spread.sharding.device_set) == 8
+
+
+@check
+def export_of_a_sharded_step() -> None:
+    x, w, ct = operands()
+    m = mesh(AxisType.Auto)
+    images, whole = NamedSharding(m, P("data")), NamedSharding(m, P())
+    where = (images, whole, images)
+    placed = [jax.device_put(a, s) for a, s in zip((x, w, ct), where, strict=True)]
+    run = jax.jit(step(layer()), in_shardings=where)
+    exported = export.deserialize(export.export(run)(*placed).serialize())
+    assert exported.nr_devices == 8
+    close(jax.jit(exported.call)(*placed), CASE.maps(x, w, ct))
+
+
+def main() -> None:
+    warnings.simplefilter("error")
+    assert jax.device_count() == 8
+    results = {}
+    for name in sys.argv[1:] or CHECKS:
+        try:
+            CHECKS[name]()
+            results[name] = ""
+        except Exception:
+            results[name] = traceback.format_exc()
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

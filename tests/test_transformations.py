@@ -1,0 +1,636 @@
+"""Every transformation of JAX goes through `conv_transpose` and `conv`, and means what it should.
+
+Values are compared with the oracle, or with `lowering="lax"`, which is plain `lax` under JAX's own
+rules. What needs several devices is in `test_devices.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+
+import oracle
+import upconv
+from cases import Case, by_name, draw
+
+OURS = ("auto", "input_dilation", "subpixel", "matmul")
+SOME = by_name("1d_circular_odd", "2d_unequal", "2d_groups", "3d_dilation")
+(PLAIN,) = by_name("2d_unequal")
+(TINY,) = by_name("1d_k4_s3_same")
+
+Function = Callable[..., jax.Array]
+
+
+def layer(case: Case = PLAIN, lowering: str = "auto", **rest: Any) -> Function:
+    return partial(upconv.conv_transpose, **case.layer, lowering=lowering, **rest)
+
+
+def convolution(case: Case = PLAIN, lowering: str = "auto") -> Function:
+    return partial(upconv.conv, **case.convolution, lowering=lowering)
+
+
+def operands(case: Case, rng: np.random.Generator, dtype: Any = np.float32) -> tuple[Any, ...]:
+    """x, kernel and a cotangent of the output."""
+    return draw(rng, case.x_shape, case.kernel_shape, case.y_shape, dtype=dtype)
+
+
+def loss(f: Function) -> Function:
+    """Not linear in either operand, so that every second derivative is alive."""
+    return lambda *args: jnp.sum(jnp.sin(f(*args)))
+
+
+def close(got: Any, want: Any, tolerance: float = 1e-5) -> None:
+    """Trees of arrays that agree to within rounding of their largest element."""
+    jax.tree.map(partial(_close, tolerance=tolerance), got, want)
+
+
+def _close(got: Any, want: Any, tolerance: float) -> None:
+    got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
+    assert got.shape == want.shape
+    assert want.size == 0 or np.abs(want).max() > 1e-3, "compares with nothing"
+    np.testing.assert_allclose(got, want, rtol=0, atol=tolerance * np.abs(want).max(initial=0))
+
+
+@contextmanager
+def compilations() -> Iterator[list[str]]:
+    """Collects what JAX compiles meanwhile."""
+    seen: list[str] = []
+
+    def listen(event: str, duration: float, **_: Any) -> None:
+        if event.endswith("backend_compile_duration"):
+            seen.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield seen
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+class TestCompilation:
+    def test_jit_compiles_once(self, rng: np.random.Generator) -> None:
+        x, w, ct = operands(PLAIN, rng)
+        traces = []
+
+        @jax.jit
+        def step(x: jax.Array, w: jax.Array, ct: jax.Array) -> Any:
+            traces.append(1)
+            y, pull = jax.vjp(layer(), x, w)
+            return y, *pull(ct)
+
+        with compilations() as first:
+            y, gx, gw = step(x, w, ct)
+        close([y, gx, gw], PLAIN.maps(x, w, ct))
+        with compilations() as second:
+            y, gx, gw = step(2 * x, w, ct)
+        close([y, gx, gw], PLAIN.maps(2 * x, w, ct))
+        assert first
+        assert not second
+        assert len(traces) == 1
+
+    def test_eager_calls_compile_once(self, rng: np.random.Generator) -> None:
+        x, w, _ = operands(PLAIN, rng)
+        upconv.conv_transpose(x, w, strides=[2, 3], padding="same")
+        with compilations() as again:
+            # Said in other words, it is still the same layer.
+            y = upconv.conv_transpose(
+                x + 1, w, strides=(2, 3), padding="SAME", dilation_rate=[1, 1]
+            )
+        close(y, oracle.conv_transpose(x + 1, w, strides=(2, 3), padding="same"))
+        assert not again
+
+    @pytest.mark.parametrize("lowering", [*OURS, "lax"])
+    def test_disable_jit(self, lowering: str, rng: np.random.Generator) -> None:
+        x, w, ct = operands(PLAIN, rng)
+        with jax.disable_jit():
+            y, pull = jax.vjp(layer(PLAIN, lowering), x, w)
+            close([y, *pull(ct)], PLAIN.maps(x, w, ct))
+
+    def test_ahead_of_time(self, rng: np.random.Generator) -> None:
+        x, w, _ = operands(PLAIN, rng)
+        compiled = jax.jit(layer()).lower(x, w).compile()
+        close(compiled(x, w), PLAIN.scatter(x, w))
+
+    def test_eval_shape(self) -> None:
+        x, w = (jax.ShapeDtypeStruct(s, "float32") for s in (PLAIN.x_shape, PLAIN.kernel_shape))
+        assert jax.eval_shape(layer(), x, w).shape == PLAIN.y_shape
+
+    def test_donated(self, rng: np.random.Generator) -> None:
+        x, w, _ = operands(PLAIN, rng)
+        given = jnp.array(w)
+
+        @partial(jax.jit, donate_argnums=1)
+        def update(x: jax.Array, w: jax.Array) -> jax.Array:
+            return w - jax.grad(loss(layer()), argnums=1)(x, w)
+
+        new = update(x, given)
+        assert given.is_deleted()
+        close(new, w - PLAIN.correlate(x, np.cos(PLAIN.scatter(x, w))))
+
+    def test_make_jaxpr(self, rng: np.random.Generator) -> None:
+        x, w, _ = operands(PLAIN, rng)
+        ours = jax.make_jaxpr(layer())(x, w)
+        assert "conv_general_dilated" not in str(ours)
+        close(jax.core.eval_jaxpr(ours.jaxpr, ours.consts, x, w)[0], PLAIN.scatter(x, w))
+        # The way out, for tools that read jaxprs: nothing of ours is left in it.
+        theirs = jax.make_jaxpr(jax.grad(loss(layer(PLAIN, "lax")), (0, 1)))(x, w)
+        assert "conv_general_dilated" in str(theirs)
+        assert "conv_transpose" not in str(theirs)
+
+
+class TestFirstOrder:
+    @pytest.mark.parametrize("case", SOME, ids=str)
+    def test_grad(self, case: Case, rng: np.random.Generator) -> None:
+        x, w, _ = operands(case, rng)
+        y = case.scatter(x, w)
+        value, (gx, gw) = jax.value_and_grad(loss(layer(case)), (0, 1))(x, w)
+        assert abs(value - np.sin(y).sum()) < 1e-3
+        close([gx, gw], [case.gather(np.cos(y), w), case.correlate(x, np.cos(y))])
+        (gy,) = jax.grad(loss(convolution(case)), (0,))(jnp.float32(y), w)
+        x = oracle.conv(y, w, **case.convolution)
+        close(gy, oracle.conv_transpose(np.cos(x), w, **case.convolution, output_size=case.output))
+
+    @pytest.mark.parametrize("case", SOME, ids=str)
+    def test_jvp_and_linearize(self, case: Case, rng: np.random.Generator) -> None:
+        x, w, _ = operands(case, rng)
+        dx, dw, _ = operands(case, rng)
+        slope = case.scatter(dx, w) + case.scatter(x, dw)
+        close(jax.jvp(layer(case), (x, w), (dx, dw)), (case.scatter(x, w), slope))
+        y, push = jax.linearize(layer(case), x, w)
+        close([y, push(dx, dw)], [case.scatter(x, w), slope])
+        only = jax.jvp(lambda w: layer(case)(x, w), (w,), (dw,))[1]
+        close(only, case.scatter(x, dw))
+
+    @pytest.mark.parametrize("lowering", [*OURS, "lax"])
+    @pytest.mark.parametrize("case", SOME, ids=str)
+    def test_linear_transpose(self, case: Case, lowering: str, rng: np.random.Generator) -> None:
+        x, w, ct = operands(case, rng)
+        f = layer(case, lowering)
+        close(jax.linear_transpose(lambda x: f(x, w), x)(ct), [case.gather(ct, w)])
+        close(jax.linear_transpose(lambda w: f(x, w), w)(ct), [case.correlate(x, ct)])
+
+    def test_transposing_twice_is_the_map_itself(self, rng: np.random.Generator) -> None:
+        x, w, ct = operands(PLAIN, rng)
+        pull = jax.linear_transpose(lambda x: layer()(x, w), x)
+        again = jax.linear_transpose(lambda ct: pull(ct)[0], ct)
+        close(again(x), [PLAIN.scatter(x, w)])
+
+    def test_one_array_as_both_operands(self, rng: np.random.Generator) -> None:
+        # The gradient of a bilinear map on the diagonal is the sum of both.
+        (a,) = draw(rng, (3, 4, 4))
+        ct = rng.normal(size=(3, 7, 4)).astype(np.float32)
+        layer = {"strides": 1, "padding": ((0, 0),)}
+        f = lambda a: upconv.conv_transpose(a, a, **layer)  # noqa: E731
+        ct = ct[:, : f(a).shape[1]]
+        got = jax.vjp(f, a)[1](ct)[0]
+        close(got, oracle.conv(ct, a, **layer) + oracle.correlate_kernel(a, ct, (3,), **layer))
+
+    def test_jacobians(self, rng: np.random.Generator) -> None:
+        x, w, _ = operands(TINY, rng)
+        ours, theirs = layer(TINY), layer(TINY, "lax")
+        for jacobian in (jax.jacfwd, jax.jacrev):
+            close(jacobian(ours, (0, 1))(x, w), jacobian(theirs, (0, 1))(x, w))
+
+
+HESSIANS = {
+    "forward over reverse": lambda f: jax.jacfwd(jax.jacrev(f, (0, 1)), (0, 1)),
+    "reverse over forward": lambda f: jax.jacrev(jax.jacfwd(f, (0, 1)), (0, 1)),
+    "reverse over reverse": lambda f: jax.jacrev(jax.jacrev(f, (0, 1)), (0, 1)),
+    "forward over forward": lambda f: jax.jacfwd(jax.jacfwd(f, (0, 1)), (0, 1)),
+    "jax.hessian": lambda f: jax.hessian(f, (0, 1)),
+}
+
+
+class TestHigherOrder:
+    @pytest.mark.parametrize("mode", HESSIANS)
+    @pytest.mark.parametrize("make", [layer, convolution])
+    def test_hessian(self, make: Any, mode: str, rng: np.random.Generator) -> None:
+        x, w, ct = operands(TINY, rng)
+        a = x if make is layer else ct
+        ours = jax.jit(HESSIANS[mode](loss(make(TINY))))(a, w)
+        theirs = jax.jit(jax.hessian(loss(make(TINY, "lax")), (0, 1)))(a, w)
+        close(ours, theirs)
+
+    @pytest.mark.parametrize("lowering", OURS)
+    def test_third_order(self, lowering: str, rng: np.random.Generator) -> None:
+        x, w, _ = operands(PLAIN, rng)
+        dx, dw, _ = operands(PLAIN, rng)
+
+        def third(name: str) -> Any:
+            def along(f: Function) -> Function:
+                return lambda x, w: jax.jvp(f, (x, w), (dx, dw))[1]
+
+            gradient = jax.grad(along(along(loss(layer(PLAIN, name)))), (0, 1))
+            return jax.jit(gradient)(x, w)
+
+        close(third(lowering), third("lax"), 1e-4)
+
+    def test_gradient_penalty(self, rng: np.random.Generator) -> None:
+        # As of a GAN: the gradient in the kernel of a norm of the gradient in the image.
+        x, w, _ = operands(PLAIN, rng)
+
+        def penalty(name: str) -> Function:
+            def f(w: jax.Array) -> jax.Array:
+                gx = jax.grad(loss(layer(PLAIN, name)))(x, w)
+                return jnp.sqrt(jnp.sum(gx**2))
+
+            return f
+
+        close(jax.grad(penalty("auto"))(w), jax.grad(penalty("lax"))(w))
+
+
+def loop(f: Callable[..., np.ndarray], axes: tuple[int | None, ...], *args: Any) -> np.ndarray:
+    """`vmap` as a Python loop, the mapped axis first."""
+    size = next(a.shape[axis] for a, axis in zip(args, axes, strict=True) if axis is not None)
+    return np.stack(
+        [
+            f(
+                *(
+                    a if axis is None else np.take(a, i, axis)
+                    for a, axis in zip(args, axes, strict=True)
+                )
+            )
+            for i in range(size)
+        ]
+    )
+
+
+def stack(trees: list[Any]) -> Any:
+    """One tree with all of them, along a new first axis."""
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
+
+
+VMAPS: list[tuple[int | None, int | None]] = [
+    (0, None),
+    (None, 0),
+    (0, 0),
+    (1, None),
+    (-1, 1),
+    (2, -1),
+    (None, -2),
+]
+
+
+class TestVmap:
+    @pytest.mark.parametrize("axes", VMAPS, ids=str)
+    @pytest.mark.parametrize("case", SOME, ids=str)
+    def test_values_and_gradients(
+        self, case: Case, axes: tuple[int | None, int | None], rng: np.random.Generator
+    ) -> None:
+        x, w, ct = operands(case, rng)
+        x, w = (
+            a if axis is None else np.stack([a, 2 * a[::-1], -a], axis % (a.ndim + 1))
+            for a, axis in zip((x, w), axes, strict=True)
+        )
+        cts = np.stack([ct, ct + 1, ct[::-1]])
+
+        def run(x: Any, w: Any, ct: Any) -> Any:
+            y, pull = jax.vjp(layer(case), x, w)
+            z, back = jax.vjp(convolution(case), ct, w)
+            return y, *pull(ct), z, *back(jnp.sin(z))
+
+        got = jax.jit(jax.vmap(run, (*axes, 0)))(x, w, cts)
+        y = loop(case.scatter, axes, x, w)
+        gx = loop(case.gather, (0, axes[1]), cts, w)
+        gw = loop(case.correlate, (axes[0], 0), x, cts)
+        forth = partial(oracle.conv, **case.convolution)
+        back = partial(oracle.conv_transpose, **case.convolution, output_size=case.output)
+        kernel = partial(oracle.correlate_kernel, kernel_size=case.kernel_size, **case.convolution)
+        z = loop(forth, (0, axes[1]), cts, w)
+        gy = loop(back, (0, axes[1]), np.sin(z), w)
+        gk = loop(kernel, (0, 0), np.sin(z), cts)
+        close(got, (y, gx, gw, z, gy, gk))
+
+    @pytest.mark.parametrize("lowering", [*OURS, "lax"])
+    @pytest.mark.parametrize("axes", [(0, None), (None, 0), (0, 0)], ids=str)
+    def test_every_lowering(self, axes: Any, lowering: str, rng: np.random.Generator) -> None:
+        (case,) = by_name("2d_groups")
+        x, w, ct = operands(case, rng)
+        x, w = (
+            a if axis is None else np.stack([a, 2 * a[::-1]])
+            for a, axis in zip((x, w), axes, strict=True)
+        )
+
+        def run(x: Any, w: Any) -> Any:
+            y, pull = jax.vjp(layer(case, lowering), x, w)
+            return y, *pull(ct)
+
+        y = loop(case.scatter, axes, x, w)
+        gx = loop(lambda x, w: case.gather(ct, w), axes, x, w)
+        gw = loop(lambda x, w: case.correlate(x, ct), axes, x, w)
+        close(jax.jit(jax.vmap(run, axes))(x, w), (y, gx, gw))
+
+    def test_out_axes(self, rng: np.random.Generator) -> None:
+        x, w, _ = operands(PLAIN, rng)
+        xs = np.stack([x, 2 * x, -x])
+        want = loop(PLAIN.scatter, (0, None), xs, w)
+        for out in (0, 1, 3, -1):
+            got = jax.vmap(layer(), (0, None), out_axes=out)(xs, w)
+            close(got, np.moveaxis(want, 0, out))
+
+    def test_nested(self, rng: np.random.Generator) -> None:
+        (case,) = by_name("2d_groups")
+        x, w, ct = operands(case, rng)
+        xs, ws = np.stack([x, 2 * x[::-1]]), np.stack([w, w[::-1], -w])
+
+        def run(x: Any, w: Any) -> Any:
+            y, pull = jax.vjp(layer(case), x, w)
+            return y, *pull(ct)
+
+        # Every image with every kernel, and each with its own, twice over.
+        got = jax.vmap(jax.vmap(run, (None, 0)), (0, None))(xs, ws)
+        want = [[tuple(case.maps(x, w, ct)) for w in ws] for x in xs]
+        close(got, stack([stack(row) for row in want]))
+        xs, ws = np.stack([xs] * 3) * np.arange(1, 4).reshape(3, *[1] * 5), np.stack([ws[:2]] * 3)
+        got = jax.vmap(jax.vmap(run))(xs.astype(np.float32), ws)
+        want = [
+            [tuple(case.maps(x, w, ct)) for x, w in zip(a, b, strict=True)]
+            for a, b in zip(xs, ws, strict=True)
+        ]
+        close(got, stack([stack(row) for row in want]))
+
+    def test_per_example_gradients(self, rng: np.random.Generator) -> None:
+        (case,) = by_name("2d_groups")
+        x, w, _ = operands(case, rng)
+        single = loss(layer(case))
+        got = jax.vmap(jax.grad(single, argnums=1), (0, None))(x, w)
+        each = [
+            case.correlate(x[i : i + 1], np.cos(case.scatter(x[i : i + 1], w)))
+            for i in range(len(x))
+        ]
+        close(got, np.stack(each))
+        whole = jax.grad(single, argnums=1)(x, w)
+        close(got.sum(0), whole)
+
+    def test_gradient_of_vmap(self, rng: np.random.Generator) -> None:
+        x, w, _ = operands(PLAIN, rng)
+        ws = np.stack([w, -w, 3 * w])
+        got = jax.grad(loss(jax.vmap(layer(), (None, 0))), (0, 1))(x, ws)
+        gx = sum(PLAIN.gather(np.cos(PLAIN.scatter(x, w)), w) for w in ws)
+        gw = np.stack([PLAIN.correlate(x, np.cos(PLAIN.scatter(x, w))) for w in ws])
+        close(got, (gx, gw), 1e-4)
+
+    def test_an_ensemble_of_one_and_of_none(self, rng: np.random.Generator) -> None:
+        x, w, _ = operands(PLAIN, rng)
+        for xs, ws in ((x[None], w[None]), (np.stack([x] * 3)[:0], np.stack([w] * 3)[:0])):
+            y = jax.vmap(layer())(xs, ws)
+            assert y.shape == (len(xs), *PLAIN.y_shape)
+            if len(xs):
+                close(y[0], PLAIN.scatter(x, w))
+
+    def test_named_axis(self, rng: np.random.Generator) -> None:
+        x, w, _ = operands(PLAIN, rng)
+        xs = np.stack([x, 2 * x])
+
+        def step(x: Any) -> Any:
+            return jax.lax.psum(jax.grad(loss(layer()), 1)(x, w), "ensemble")
+
+        want = sum(PLAIN.correlate(x, np.cos(PLAIN.scatter(x, w))) for x in xs)
+        close(jax.vmap(step, axis_name="ensemble")(xs), np.stack([want, want]))
+
+
+POLICIES = {
+    "default": None,
+    "everything": jax.checkpoint_policies.everything_saveable,
+    "nothing": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_saveable,
+    "dots without batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "names": jax.checkpoint_policies.save_only_these_names("up"),
+}
+
+
+class TestControl:
+    @pytest.mark.parametrize("policy", POLICIES)
+    def test_checkpoint(self, policy: str, rng: np.random.Generator) -> None:
+        x, w, _ = operands(PLAIN, rng)
+        back = rng.normal(size=(*PLAIN.kernel_size, 3, 2)).astype(np.float32)
+
+        def net(name: str, x: Any, w: Any) -> Any:
+            from jax.ad_checkpoint import checkpoint_name
+
+            h = checkpoint_name(jnp.tanh(layer(PLAIN, name)(x, w)), "up")
+            return jnp.tanh(layer(PLAIN, name)(h, back))
+
+        saved = jax.checkpoint(partial(net, "auto"), policy=POLICIES[policy])
+        got = jax.jit(jax.grad(loss(saved), (0, 1)))(x, w)
+        close(got, jax.grad(loss(partial(net, "lax")), (0, 1))(x, w))
+
+    def test_scan_over_layers(self, rng: np.random.Generator) -> None:
+        (x,) = draw(rng, (2, 4, 3, 2))
+        ws = rng.normal(size=(5, 3, 2, 2, 2)).astype(np.float32) / 3
+
+        def net(name: str, x: Any, ws: Any) -> Any:
+            def body(h: Any, w: Any) -> Any:
+                h = upconv.conv_transpose(h, w, padding="same", lowering=name)
+                return jnp.tanh(h), None
+
+            return jax.lax.scan(body, x, ws)[0]
+
+        got = jax.jit(jax.grad(loss(partial(net, "auto")), (0, 1)))(x, ws)
+        close(got, jax.grad(loss(partial(net, "lax")), (0, 1))(x, ws))
+
+    def test_scan_over_images(self, rng: np.random.Generator) -> None:
+        x, w, _ = operands(PLAIN, rng)
+        xs = np.stack([x, 2 * x, -x])
+
+        def total(w: Any) -> Any:
+            def body(sum_: Any, x: Any) -> Any:
+                return sum_ + loss(layer())(x, w), None
+
+            return jax.lax.scan(body, jnp.float32(0), xs)[0]
+
+        close(jax.grad(total)(w), sum(PLAIN.correlate(x, np.cos(PLAIN.scatter(x, w))) for x in xs))
+        hessian = jax.jvp(jax.grad(total), (w,), (w,))[1]
+        assert jnp.isfinite(hessian).all()
+
+    def test_cond_and_switch(self, rng: np.random.Generator) -> None:
+        x, w, _ = operands(PLAIN, rng)
+
+        @jax.jit
+        def step(which: Any, w: Any) -> Any:
+            def f(w: Any) -> Any:
+                ways = [lambda w: loss(layer())(x, w), lambda w: loss(layer())(2 * x, w)]
+                return jax.lax.cond(which > 0, *ways[::-1], w) + jax.lax.switch(which, ways, w)
+
+            return jax.grad(f)(w)
+
+        for which in (0, 1):
+            scaled = (1 + which) * x
+            close(step(which, w), 2 * PLAIN.correlate(scaled, np.cos(PLAIN.scatter(scaled, w))))
+
+    def test_loops(self, rng: np.random.Generator) -> None:
+        (case,) = by_name("1d_circular_s1")
+        (x,) = draw(rng, case.x_shape)
+        w = rng.normal(size=(3, 3, 3)).astype(np.float32) / 3
+        f = partial(upconv.conv_transpose, padding="circular")
+        got = jax.jit(lambda x: jax.lax.fori_loop(0, 3, lambda _, h: f(h, w), x))(x)
+        want = x
+        for _ in range(3):
+            want = oracle.conv_transpose(want, w, padding="circular")
+        close(got, want)
+        close(jax.lax.map(lambda x: f(x, w), np.stack([x, 2 * x])), np.stack([
+            oracle.conv_transpose(x, w, padding="circular"),
+            oracle.conv_transpose(2 * x, w, padding="circular"),
+        ]))  # fmt: skip
+
+    def test_custom_derivatives_around_it(self, rng: np.random.Generator) -> None:
+        x, w, _ = operands(PLAIN, rng)
+
+        @jax.custom_vjp
+        def f(x: Any, w: Any) -> Any:
+            return layer()(x, w)
+
+        def forward(x: Any, w: Any) -> Any:
+            return jax.vjp(layer(), x, w)
+
+        f.defvjp(forward, lambda pull, ct: pull(2 * ct))
+        got = jax.jit(jax.grad(loss(f), (0, 1)))(x, w)
+        ct = 2 * np.cos(PLAIN.scatter(x, w))
+        close(got, (PLAIN.gather(ct, w), PLAIN.correlate(x, ct)))
+
+
+class TestExport:
+    @pytest.mark.parametrize("lowering", [*OURS, "lax"])
+    @pytest.mark.parametrize(
+        "name",
+        ["2d_unequal", "2d_k2_s3_valid", "2d_groups", "2d_pairs", "2d_circular", "2d_op_same"],
+    )
+    def test_symbolic_sizes(self, name: str, lowering: str, rng: np.random.Generator) -> None:
+        (case,) = by_name(name)
+        scope = export.SymbolicScope(["n >= 1", "h >= 3", "w >= 3"])
+        shape = export.symbolic_shape(f"n, h, w, {case.c_in}", scope=scope)
+        x = jax.ShapeDtypeStruct(shape, "float32")
+        w = jax.ShapeDtypeStruct(case.kernel_shape, "float32")
+
+        def step(x: Any, w: Any) -> Any:
+            y, pull = jax.vjp(layer(case, lowering), x, w)
+            return y, *pull(jnp.sin(y))
+
+        blob = export.export(jax.jit(step))(x, w).serialize()
+        again = export.deserialize(blob)
+        for size in ((1, 3, 4), (3, 6, 5)):
+            x, w = draw(rng, (*size, case.c_in), case.kernel_shape)
+            y = case.scatter(x, w)
+            gx = oracle.conv(np.sin(y), w, **case.convolution, input_size=size[1:])
+            gw = oracle.correlate_kernel(x, np.sin(y), case.kernel_size, **case.convolution)
+            close(again.call(x, w), [y, gx, gw])
+
+    @pytest.mark.parametrize("name", ["2d_unequal", "2d_circular"])
+    def test_symbolic_sizes_of_conv(self, name: str, rng: np.random.Generator) -> None:
+        (case,) = by_name(name)
+        scope = export.SymbolicScope(["n >= 1", "h >= 3", "w >= 3"])
+        steps = oracle.per_axis(case.strides, 2)
+        shape = export.symbolic_shape(f"n, {steps[0]}*h, {steps[1]}*w, {case.c_out}", scope=scope)
+        y = jax.ShapeDtypeStruct(shape, "float32")
+        w = jax.ShapeDtypeStruct(case.kernel_shape, "float32")
+        exported = export.export(jax.jit(convolution(case)))(y, w)
+        for size in ((1, 3, 4), (3, 6, 5)):
+            y, w = draw(
+                rng,
+                (size[0], *np.multiply(steps, size[1:]).tolist(), case.c_out),
+                case.kernel_shape,
+            )
+            close(exported.call(y, w), oracle.conv(y, w, **case.convolution))
+
+    def test_derivatives_of_the_exported(self, rng: np.random.Generator) -> None:
+        x, w, _ = operands(PLAIN, rng)
+        (n,) = export.symbolic_shape("n")
+        args = (
+            jax.ShapeDtypeStruct((n, *x.shape[1:]), "float32"),
+            jax.ShapeDtypeStruct(w.shape, "float32"),
+        )
+        blob = export.export(jax.jit(layer()))(*args).serialize(vjp_order=2)
+        again = export.deserialize(blob)
+        y = PLAIN.scatter(x, w)
+        got = jax.grad(loss(again.call), (0, 1))(x, w)
+        close(got, (PLAIN.gather(np.cos(y), w), PLAIN.correlate(x, np.cos(y))))
+
+    def test_other_platforms(self) -> None:
+        # The rules of all platforms go into one artefact, whatever this machine is.
+        x, w = (jax.ShapeDtypeStruct(s, "float32") for s in (PLAIN.x_shape, PLAIN.kernel_shape))
+        step = jax.jit(jax.grad(loss(layer()), (0, 1)))
+        exported = export.export(step, platforms=("cpu", "cuda", "rocm", "tpu"))(x, w)
+        assert exported.platforms == ("cpu", "cuda", "rocm", "tpu")
+
+
+class TestModes:
+    def test_x64(self, rng: np.random.Generator) -> None:
+        with jax.enable_x64(True):
+            x, w, ct = operands(PLAIN, rng, np.float64)
+            y, pull = jax.vjp(jax.jit(layer()), x, w)
+            got = [y, *pull(ct)]
+            assert all(a.dtype == np.float64 for a in got)
+            close(got, PLAIN.maps(x, w, ct), 1e-14)
+            # Single precision stays single.
+            assert layer()(np.float32(x), np.float32(w)).dtype == np.float32
+
+    @pytest.mark.parametrize("lowering", [*OURS, "lax"])
+    def test_no_images(self, lowering: str, rng: np.random.Generator) -> None:
+        _, w, _ = operands(PLAIN, rng)
+        for batch in ((0,), (2, 0)):
+            x = np.zeros((*batch, *PLAIN.x_shape[1:]), np.float32)
+            y, pull = jax.vjp(jax.jit(layer(PLAIN, lowering)), x, w)
+            gx, gw = pull(y)
+            assert y.shape == (*batch, *PLAIN.y_shape[1:])
+            assert gx.shape == x.shape
+            assert np.array_equal(gw, np.zeros_like(w))
+            assert jax.jit(convolution(PLAIN, lowering))(y, w).shape == x.shape
+
+    def test_debug_nans(self, rng: np.random.Generator) -> None:
+        x, w, _ = operands(PLAIN, rng)
+        step = jax.jit(jax.grad(loss(layer()), (0, 1)))
+        with jax.debug_nans(True):
+            y = PLAIN.scatter(x, w)
+            close(step(x, w), (PLAIN.gather(np.cos(y), w), PLAIN.correlate(x, np.cos(y))))
+            x[0, 0, 0, 0] = np.nan
+            with pytest.raises(FloatingPointError):
+                layer()(x, w)
+
+    def test_no_tracer_leaks(self, rng: np.random.Generator) -> None:
+        x, w, _ = operands(PLAIN, rng)
+        with jax.check_tracer_leaks():
+            hessian = jax.jit(jax.jacfwd(jax.grad(loss(layer()), 1), 1))
+            assert hessian(x, w).shape == w.shape * 2
+            ensemble = jax.jit(jax.vmap(jax.grad(loss(layer())), (None, 0)))
+            assert ensemble(x, np.stack([w, w])).shape == (2, *x.shape)
+
+    def test_internal_checks(self, rng: np.random.Generator) -> None:
+        x, w, _ = operands(PLAIN, rng)
+        with jax.enable_checks(True):
+            y = PLAIN.scatter(x, w)
+            got = jax.jit(jax.grad(loss(layer()), (0, 1)))(x, w)
+            close(got, (PLAIN.gather(np.cos(y), w), PLAIN.correlate(x, np.cos(y))))
+
+    @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+    @pytest.mark.parametrize("lowering", OURS)
+    def test_strict_promotion(self, lowering: str, dtype: str, rng: np.random.Generator) -> None:
+        x, w, ct = (jnp.asarray(a, dtype) for a in operands(PLAIN, rng))
+        with jax.numpy_dtype_promotion("strict"):
+            y, pull = jax.vjp(jax.jit(layer(PLAIN, lowering)), x, w)
+            got = [y, *pull(ct)]
+        assert all(a.dtype == dtype for a in got)
+        x, w, ct = (np.asarray(a, np.float32) for a in (x, w, ct))
+        tolerance = 1e-5 if dtype == "float32" else 2e-2
+        close(got, PLAIN.maps(x, w, ct), tolerance)
+
+    def test_strict_ranks(self, rng: np.random.Generator) -> None:
+        x, w, ct = operands(PLAIN, rng)
+        with jax.numpy_rank_promotion("raise"):
+            y, pull = jax.vjp(layer(), x, w)
+            close([y, *pull(ct)], PLAIN.maps(x, w, ct))
+
+    def test_no_transfers(self, rng: np.random.Generator) -> None:
+        # Nothing of ours moves between host and device behind the user's back.
+        x, w, ct = map(jnp.asarray, operands(PLAIN, rng))
+        with jax.transfer_guard("disallow"):
+            y, pull = jax.vjp(layer(), x, w)
+            got = [y, *pull(ct)]
+        close(got, PLAIN.maps(x, w, ct))
