@@ -1,0 +1,268 @@
+"""The three maps, closed under differentiation and batching.
+
+With ``x``: input, ``w``: kernel, ``y``: output of one transposed convolution,
+
+==================  ===========  ====  =======================  =======================
+map                 from         to    transposed in its 1st    in its 2nd argument
+==================  ===========  ====  =======================  =======================
+T `transpose`       x, w         y     C(ct, w)                 G(x, ct)
+C `strided`         y, w         x     T(ct, w)                 G(ct, y)
+G `kernel_grad`     x, y         w     C(y, ct)                 T(x, ct)
+==================  ===========  ====  =======================  =======================
+
+Each is linear in both arguments, so every derivative of any order is one of the three, and
+none is ever derived from another's lowering: that is what keeps gradients fast.
+
+Arrays are channels last: ``x`` is ``(N, *input_size, groups * ci)``, ``y`` is
+``(N, *output_size, groups * co)``, ``w`` is ``(*kernel_size, co, groups * ci)``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.core import ShapedArray
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+from jax.sharding import AbstractMesh, PartitionSpec
+
+from upconv import lowering
+from upconv.geometry import Geometry
+from upconv.lowering import Numerics
+
+
+def transpose(x: jax.Array, w: jax.Array, geometry: Geometry, numerics: Numerics) -> jax.Array:
+    """T: the transposed convolution of ``x`` by ``w``."""
+    return _bind(transpose_p, x, w, geometry, numerics)
+
+
+def strided(y: jax.Array, w: jax.Array, geometry: Geometry, numerics: Numerics) -> jax.Array:
+    """C: the strided convolution that T transposes."""
+    return _bind(strided_p, y, w, geometry, numerics)
+
+
+def kernel_grad(x: jax.Array, y: jax.Array, geometry: Geometry, numerics: Numerics) -> jax.Array:
+    """G: the correlation of ``x`` with ``y``, T's gradient in the kernel."""
+    return _bind(kernel_grad_p, x, y, geometry, numerics)
+
+
+transpose_p = Primitive("upconv_transpose")
+strided_p = Primitive("upconv_strided")
+kernel_grad_p = Primitive("upconv_kernel_grad")
+
+
+def _bind(
+    p: Primitive, lhs: jax.Array, rhs: jax.Array, geometry: Geometry, numerics: Numerics
+) -> jax.Array:
+    # Inside shard_map both operands must vary over the same mesh axes; the transpose of this
+    # step is the sum over devices that a replicated operand's gradient needs.
+    vary = _vma(lhs) | _vma(rhs)
+    lhs, rhs = _vary(lhs, vary), _vary(rhs, vary)
+    return p.bind(lhs, rhs, geometry=geometry, numerics=numerics)
+
+
+def _vma(x: Any) -> frozenset[str]:
+    return jax.typeof(x).manual_axis_type.varying
+
+
+def _vary(x: Any, axes: frozenset[str]) -> Any:
+    missing = tuple(sorted(axes - _vma(x)))
+    return lax.pcast(x, missing, to="varying") if missing else x
+
+
+# ------------------------------------------------------------------ roles of the axes
+
+# Each map pairs two of the three operands and gives the third.
+OPERANDS = {transpose_p: ("x", "w", "y"), strided_p: ("y", "w", "x"), kernel_grad_p: ("x", "y", "w")}
+
+# With the channels of x, y and w split into (groups, channels of one group), the axis of every
+# role in every operand.  The three are one contraction: a role that two operands hold and the
+# third lacks is summed over, and `group` is shared by all.
+AXES = {
+    "x": {"batch": 0, "group": -2, "in": -1},
+    "y": {"batch": 0, "group": -2, "out": -1},
+    "w": {"out": -3, "group": -2, "in": -1},
+}
+
+
+def _channels(operand: str, shape: tuple[Any, ...], groups: int) -> dict[str, Any]:
+    """Sizes of the roles that an operand holds."""
+    sizes = (*shape[:-1], groups, shape[-1] // groups)
+    return {role: sizes[axis] for role, axis in AXES[operand].items()}
+
+
+def _shape(operand: str, sizes: dict[str, Any], geometry: Geometry) -> tuple[Any, ...]:
+    space = {"x": geometry.input_size, "y": geometry.output_size, "w": geometry.kernel_size}
+    if operand == "w":
+        return (*space["w"], sizes["out"], sizes["group"] * sizes["in"])
+    channel = sizes["in" if operand == "x" else "out"]
+    return (sizes["batch"], *space[operand], sizes["group"] * channel)
+
+
+# ------------------------------------------------------------------ abstract evaluation
+
+
+def _abstract_eval(
+    p: Primitive, lhs: Any, rhs: Any, *, geometry: Geometry, numerics: Numerics
+) -> ShapedArray:
+    first, second, result = OPERANDS[p]
+    sizes = _channels(first, lhs.shape, geometry.groups)
+    sizes |= _channels(second, rhs.shape, geometry.groups)
+    shape = _shape(result, sizes, geometry)
+    spec = _result_spec(result, len(shape), (first, lhs), (second, rhs))
+    return lhs.update(
+        shape=shape,
+        dtype=numerics.dtype,
+        weak_type=False,
+        sharding=lhs.sharding.update(spec=spec),
+    )
+
+
+def _result_spec(result: str, ndim: int, *operands: tuple[str, Any]) -> PartitionSpec:
+    """Explicit sharding: the result keeps what its operands say of the batch and of channels."""
+    spec: list[Any] = [None] * ndim
+    for role in ("batch", "in", "out"):
+        if role in AXES[result]:
+            for operand, aval in operands:
+                if role in AXES[operand]:
+                    axis = _flat_axis(operand, role)
+                    spec[_flat_axis(result, role)] = aval.sharding.spec[axis]
+    return PartitionSpec(*spec)
+
+
+def _flat_axis(operand: str, role: str) -> int:
+    """The axis of a role where groups and their channels are merged."""
+    axis = AXES[operand][role]
+    return axis + 1 if axis < -1 else axis
+
+
+# ------------------------------------------------------------------ batching
+
+
+def _batch(
+    p: Primitive, args: tuple[Any, Any], dims: tuple[Any, Any], *, geometry: Geometry, **params: Any
+) -> tuple[jax.Array, int]:
+    """Fold the mapped axis into the role that the mapped operands and the result share.
+
+    One mapped operand shares exactly one role with the result that the other lacks; where both
+    are mapped, all three share the groups.
+    """
+    *names, result = OPERANDS[p]
+    holders = {result, *(name for name, dim in zip(names, dims, strict=True) if dim is not None)}
+    (role,) = (r for r in ROLES if {o for o in AXES if r in AXES[o]} == holders)
+    size = next(a.shape[d] for a, d in zip(args, dims, strict=True) if d is not None)
+    lhs, rhs = (
+        a if d is None else _fold(name, role, jnp.moveaxis(a, d, 0), geometry.groups)
+        for name, a, d in zip(names, args, dims, strict=True)
+    )
+    groups = geometry.groups * size if role == "group" else geometry.groups
+    out = _bind(p, lhs, rhs, geometry=dataclasses.replace(geometry, groups=groups), **params)
+    return _unfold(result, role, out, size, geometry.groups), 0
+
+
+ROLES = ("batch", "in", "out", "group")
+
+
+def _fold(operand: str, role: str, a: jax.Array, groups: int) -> jax.Array:
+    """Merge the leading axis of ``a`` into the axis of a role, as its slower part."""
+    a = a.reshape(*a.shape[:-1], groups, a.shape[-1] // groups)
+    axis = AXES[operand][role] % (a.ndim - 1)
+    a = jnp.moveaxis(a, 0, axis)
+    a = a.reshape(*a.shape[:axis], a.shape[axis] * a.shape[axis + 1], *a.shape[axis + 2 :])
+    return a.reshape(*a.shape[:-2], a.shape[-2] * a.shape[-1])
+
+
+def _unfold(operand: str, role: str, a: jax.Array, size: Any, groups: int) -> jax.Array:
+    """The inverse of `_fold`."""
+    inner = groups * size if role == "group" else groups
+    a = a.reshape(*a.shape[:-1], inner, a.shape[-1] // inner)
+    axis = AXES[operand][role] % a.ndim
+    a = a.reshape(*a.shape[:axis], size, a.shape[axis] // size, *a.shape[axis + 1 :])
+    a = jnp.moveaxis(a, axis, 0)
+    return a.reshape(*a.shape[:-2], a.shape[-2] * a.shape[-1])
+
+
+# ------------------------------------------------------------------ lowering
+
+
+def _compute(
+    p: Primitive, lhs: jax.Array, rhs: jax.Array, *, geometry: Geometry, numerics: Numerics,
+    platform: str, partitioned: bool,
+) -> jax.Array:
+    return lowering.compute(
+        "".join(OPERANDS[p][:2]), lhs, rhs, geometry, numerics, platform, partitioned
+    )
+
+
+def _impl(p: Primitive, lhs: Any, rhs: Any, **params: Any) -> jax.Array:
+    if jax.config.jax_disable_jit:
+        return _compute(
+            p, lhs, rhs, **params, platform=jax.default_backend(), partitioned=False
+        )
+    return _jitted(p, **params)(lhs, rhs)
+
+
+@functools.lru_cache(maxsize=4096)
+def _jitted(p: Primitive, **params: Any) -> Callable[..., jax.Array]:
+    return jax.jit(functools.partial(p.bind, **params))
+
+
+def _lower(p: Primitive, platform: str, ctx: Any, lhs: Any, rhs: Any, **params: Any) -> Any:
+    # The partitioner shards what a map is made of as it sees fit between operands and result;
+    # the rules of sharding in types and of varying axes end at the primitive.
+    plain = lambda aval: ShapedArray(aval.shape, aval.dtype)  # noqa: E731
+    fun = functools.partial(
+        _compute, p, platform=platform, partitioned=_is_partitioned(ctx), **params
+    )
+    with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):
+        ctx = ctx.replace(
+            avals_in=tuple(map(plain, ctx.avals_in)), avals_out=tuple(map(plain, ctx.avals_out))
+        )
+        return mlir.lower_fun(fun, multiple_results=False)(ctx, lhs, rhs)
+
+
+def _is_partitioned(ctx: Any) -> bool:
+    """Whether XLA's partitioner will split this computation over several devices."""
+    axes = ctx.module_context.axis_context
+    mesh = getattr(axes, "mesh", None)
+    if mesh is not None:
+        return set(mesh.axis_names) != set(axes.manual_axes)
+    return getattr(axes, "num_devices", 1) not in (None, 1)
+
+
+# ------------------------------------------------------------------ registration
+
+
+def _register(p: Primitive, lhs_rule: Callable[..., Any], rhs_rule: Callable[..., Any]) -> None:
+    p.def_impl(functools.partial(_impl, p))
+    p.def_abstract_eval(functools.partial(_abstract_eval, p))
+    ad.defbilinear(p, lhs_rule, rhs_rule)
+    batching.primitive_batchers[p] = functools.partial(_batch, p)
+    for platform in lowering.PLATFORMS:
+        mlir.register_lowering(p, functools.partial(_lower, p, platform), platform=platform)
+    mlir.register_lowering(p, functools.partial(_lower, p, "default"))
+
+
+_CT, _LHS, _RHS = range(3)
+
+
+def _rule(unknown: int, q: Primitive, *operands: int) -> Callable[..., jax.Array]:
+    """The transpose rule for one unknown argument: map ``q`` of two of what is known."""
+
+    def rule(*given: Any, geometry: Geometry, numerics: Numerics) -> jax.Array:
+        first, second = (given[i] for i in operands)
+        numerics = numerics._replace(dtype=given[unknown].aval.dtype)
+        return _bind(q, first, second, geometry, numerics)
+
+    return rule
+
+
+_register(transpose_p, _rule(_LHS, strided_p, _CT, _RHS), _rule(_RHS, kernel_grad_p, _LHS, _CT))
+_register(strided_p, _rule(_LHS, transpose_p, _CT, _RHS), _rule(_RHS, kernel_grad_p, _CT, _LHS))
+_register(kernel_grad_p, _rule(_LHS, strided_p, _RHS, _CT), _rule(_RHS, transpose_p, _LHS, _CT))

@@ -1,0 +1,337 @@
+"""`conv_transpose` and `conv`: arguments checked, arrays laid out, handed to the maps."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from upconv import bilinear, geometry, lowering
+from upconv.geometry import Geometry, Padding, Size
+from upconv.lowering import Numerics
+
+
+def conv_transpose(
+    x: jax.typing.ArrayLike,
+    kernel: jax.typing.ArrayLike,
+    *,
+    strides: int | Sequence[int] = 1,
+    padding: Padding = "valid",
+    output_padding: int | Sequence[int] | None = None,
+    output_size: int | Sequence[int] | None = None,
+    dilation_rate: int | Sequence[int] = 1,
+    groups: int = 1,
+    data_format: str = "channels_last",
+    lowering: str = "auto",
+    precision: jax.lax.PrecisionLike = None,
+    preferred_element_type: jax.typing.DTypeLike | None = None,
+) -> jax.Array:
+    """Transposed convolution: the adjoint of `conv` with the same kernel.
+
+    ``<conv(y, kernel), x> = <y, conv_transpose(x, kernel)>``, as in Keras, TensorFlow and
+    PyTorch: every input pixel adds its multiple of the kernel to the output, ``strides`` apart.
+    Gradients of any order are themselves transposed or strided convolutions, and as fast.
+
+    Args:
+      x: ``(*batch, *spatial, c_in)``, or ``(*batch, c_in, *spatial)`` for ``channels_first``;
+        any number of batch axes, none included.
+      kernel: ``(*kernel_size, c_out // groups, c_in)``; its rank less 2 is the number of
+        spatial axes, 1 to 3.
+      strides: output pixels per input pixel, for all axes or one per spatial axis.
+      padding: ``"valid"``, ``"same"``, ``"same_lower"``, ``"causal"``, ``"circular"``, or how much
+        to crop: an integer, or one integer or ``(lo, hi)`` pair per spatial axis.
+      output_padding: pixels more at the output's end, below ``max(stride, dilation)``.
+      output_size: the output's spatial size, instead of ``output_padding``.
+      dilation_rate: output pixels from one kernel tap to the next.
+      groups: number of channel groups that do not mix.
+      data_format: ``"channels_last"`` or ``"channels_first"``.
+      lowering: how it is computed; one of `upconv.lowering.LOWERINGS`.  Results agree to rounding.
+      precision: as in `jax.lax.conv_general_dilated`.
+      preferred_element_type: dtype of the result; by default the operands' common dtype.
+
+    Returns:
+      An array in the layout of ``x``, its spatial size as `output_shape` gives it.
+
+    Raises:
+      TypeError: if an argument has the wrong type.
+      ValueError: if a shape or an option does not fit; the message names the argument.
+
+    >>> import jax
+    >>> x, kernel = jax.numpy.ones((2, 7, 5, 3)), jax.numpy.ones((5, 4, 8, 3))
+    >>> conv_transpose(x, kernel, strides=2, padding="same").shape
+    (2, 14, 10, 8)
+    """
+    x, kernel = _array("x", x), _array("kernel", kernel)
+    rank, last = _check_kernel(kernel), _channels_last(data_format)
+    spatial, channels = _check_input("x", x, rank, last)
+    groups = _check_groups(groups, channels)
+    if channels != kernel.shape[-1]:
+        raise ValueError(
+            f"kernel must be (*kernel_size, c_out // groups, c_in): its last axis must match the "
+            f"{channels} channels of x, got kernel {kernel.shape} and x {x.shape}"
+        )
+    geo = geometry.transposed(
+        spatial,
+        kernel.shape[:-2],
+        strides=strides,
+        padding=padding,
+        output_padding=output_padding,
+        output_size=output_size,
+        dilation_rate=dilation_rate,
+        groups=groups,
+    )
+    numerics = _numerics(x, kernel, lowering, precision, preferred_element_type)
+    circular = geometry.canonical_padding(padding, rank) == "circular"
+    full = dataclasses.replace(geo, crop=(0,) * rank, output_size=geo.full_size)
+    batch, x = _flatten(x, rank, last)
+    y = _transpose(x, kernel, full if circular else geo, numerics)
+    return _unflatten(_wrap(y, geo) if circular else y, batch, last)
+
+
+def conv(
+    y: jax.typing.ArrayLike,
+    kernel: jax.typing.ArrayLike,
+    *,
+    strides: int | Sequence[int] = 1,
+    padding: Padding = "valid",
+    dilation_rate: int | Sequence[int] = 1,
+    groups: int = 1,
+    data_format: str = "channels_last",
+    lowering: str = "auto",
+    precision: jax.lax.PrecisionLike = None,
+    preferred_element_type: jax.typing.DTypeLike | None = None,
+) -> jax.Array:
+    """Strided convolution: the map that `conv_transpose` transposes, and its adjoint.
+
+    Args:
+      y: ``(*batch, *spatial, c_out)``, or ``(*batch, c_out, *spatial)`` for ``channels_first``.
+      kernel: ``(*kernel_size, c_out // groups, c_in)``, as for `conv_transpose`: this map goes
+        from ``c_out`` channels to ``c_in``.
+      strides, padding, dilation_rate, groups, data_format: as for `conv_transpose`; ``padding``
+        is what is added to ``y``.
+      lowering, precision, preferred_element_type: as for `conv_transpose`.
+
+    Returns:
+      An array of ``c_in`` channels in the layout of ``y``.  Samples at the end of ``y`` that no
+      window reaches are not used.
+
+    Raises:
+      TypeError: if an argument has the wrong type.
+      ValueError: if a shape or an option does not fit; the message names the argument.
+
+    >>> import jax
+    >>> y, kernel = jax.numpy.ones((2, 14, 10, 8)), jax.numpy.ones((5, 4, 8, 3))
+    >>> conv(y, kernel, strides=2, padding="same").shape
+    (2, 7, 5, 3)
+    """
+    y, kernel = _array("y", y), _array("kernel", kernel)
+    rank, last = _check_kernel(kernel), _channels_last(data_format)
+    spatial, channels = _check_input("y", y, rank, last)
+    groups = _check_groups(groups, kernel.shape[-1])
+    if channels != kernel.shape[-2] * groups:
+        raise ValueError(
+            f"kernel must be (*kernel_size, c_out // groups, c_in): its last axis but one times "
+            f"groups = {groups} must match the {channels} channels of y, "
+            f"got kernel {kernel.shape} and y {y.shape}"
+        )
+    geo = geometry.strided(
+        spatial,
+        kernel.shape[:-2],
+        strides=strides,
+        padding=padding,
+        dilation_rate=dilation_rate,
+        groups=groups,
+    )
+    numerics = _numerics(y, kernel, lowering, precision, preferred_element_type)
+    batch, y = _flatten(y, rank, last)
+    if geometry.canonical_padding(padding, rank) == "circular":
+        y = _unwrap(y, geo)
+        geo = dataclasses.replace(geo, crop=(0,) * rank, output_size=geo.full_size)
+    return _unflatten(_strided(y, kernel, geo, numerics), batch, last)
+
+
+def output_shape(
+    input_shape: Sequence[Size],
+    filters: int,
+    kernel_size: int | Sequence[int],
+    *,
+    strides: int | Sequence[int] = 1,
+    padding: Padding = "valid",
+    output_padding: int | Sequence[int] | None = None,
+    output_size: int | Sequence[int] | None = None,
+    dilation_rate: int | Sequence[int] = 1,
+    groups: int = 1,
+    data_format: str = "channels_last",
+) -> tuple[Size, ...]:
+    """The shape that `conv_transpose` gives, without computing it.
+
+    Args:
+      input_shape: shape of the input, batch axes and channels included; sizes may be symbolic
+        dimensions of `jax.export`.
+      filters: channels of the output, ``c_out``.
+      kernel_size: one integer per spatial axis; an integer takes ``input_shape`` to have one
+        batch axis.
+      strides, padding, output_padding, output_size, dilation_rate, groups, data_format: as for
+        `conv_transpose`.
+
+    Raises:
+      TypeError: if an argument has the wrong type.
+      ValueError: if an argument does not fit; the message names it.
+
+    >>> output_shape((32, 7, 7, 64), 16, 4, strides=2, padding="same")
+    (32, 14, 14, 16)
+    """
+    rank = len(input_shape) - 2 if isinstance(kernel_size, int) else len(kernel_size)
+    if not 1 <= rank <= 3:
+        raise ValueError(
+            f"kernel_size must have 1 to 3 spatial axes, got {kernel_size!r} "
+            f"with input_shape {tuple(input_shape)}"
+        )
+    if len(input_shape) < rank + 1:
+        raise ValueError(
+            f"input_shape must have at least {rank + 1} axes ({rank} spatial and the channels), "
+            f"got {tuple(input_shape)}"
+        )
+    last = _channels_last(data_format)
+    batch, spatial, channels = _split(tuple(input_shape), rank, last)
+    groups = _check_groups(groups, channels)
+    filters = geometry.integer("filters", filters, minimum=1)
+    if filters % groups != 0:
+        raise ValueError(f"groups must divide filters = {filters}, got {groups}")
+    geo = geometry.transposed(
+        spatial,
+        geometry.per_axis("kernel_size", kernel_size, rank),
+        strides=strides,
+        padding=padding,
+        output_padding=output_padding,
+        output_size=output_size,
+        dilation_rate=dilation_rate,
+        groups=groups,
+    )
+    out = geo.output_size
+    return (*batch, *out, filters) if last else (*batch, filters, *out)
+
+
+# ------------------------------------------------------------------ which maps
+
+
+def _transpose(x: jax.Array, w: jax.Array, geo: Geometry, num: Numerics) -> jax.Array:
+    if num.lowering == lowering.REFERENCE:
+        return lowering.reference(x, w, geo, num)
+    return bilinear.transpose(x, w, geo, num)
+
+
+def _strided(y: jax.Array, w: jax.Array, geo: Geometry, num: Numerics) -> jax.Array:
+    if num.lowering == lowering.REFERENCE:
+        return lowering.reference_strided(y, w, geo, num)
+    return bilinear.strided(y, w, geo, num)
+
+
+def _numerics(
+    x: jax.Array, kernel: jax.Array, name: str, precision: Any, dtype: Any
+) -> Numerics:
+    if name not in lowering.LOWERINGS:
+        raise ValueError(f"lowering must be one of {lowering.LOWERINGS}, got {name!r}")
+    common = jnp.result_type(x, kernel)
+    if dtype is None:
+        dtype = common
+    elif jnp.issubdtype(dtype, jnp.inexact) < jnp.issubdtype(common, jnp.inexact):
+        raise ValueError(
+            f"preferred_element_type must be able to hold {common}, got {jnp.dtype(dtype)}"
+        )
+    return Numerics(name, tuple(precision) if isinstance(precision, list) else precision, jnp.dtype(dtype))
+
+
+# ------------------------------------------------------------------ circular padding
+
+
+def _wrap(full: jax.Array, geo: Geometry) -> jax.Array:
+    """Add what hangs over the end back to the start: ``y[j]`` sums all ``i = j + lo`` mod ``n s``."""
+    for axis, (size, lo) in enumerate(zip(geo.output_size, geo.crop, strict=True), start=1):
+        turns = -(-full.shape[axis] // size)
+        end = [(0, 0)] * full.ndim
+        end[axis] = (0, turns * size - full.shape[axis])
+        full = jnp.pad(full, end)
+        full = full.reshape(*full.shape[:axis], turns, size, *full.shape[axis + 1 :]).sum(axis)
+        full = jnp.roll(full, -lo, axis)
+    return full
+
+
+def _unwrap(y: jax.Array, geo: Geometry) -> jax.Array:
+    """The transpose of `_wrap`: repeat ``y`` periodically to the full length."""
+    for axis, (full, lo) in enumerate(zip(geo.full_size, geo.crop, strict=True), start=1):
+        turns = -(-full // y.shape[axis])
+        y = jnp.concatenate([jnp.roll(y, lo, axis)] * turns, axis)
+        y = jax.lax.slice_in_dim(y, 0, full, axis=axis)
+    return y
+
+
+# ------------------------------------------------------------------ layout
+
+
+def _split(
+    shape: tuple[Size, ...], rank: int, last: bool
+) -> tuple[tuple[Size, ...], tuple[Size, ...], Size]:
+    """Batch axes, spatial axes, channels."""
+    batch, rest = shape[: -rank - 1], shape[-rank - 1 :]
+    return (batch, rest[:-1], rest[-1]) if last else (batch, rest[1:], rest[0])
+
+
+def _flatten(a: jax.Array, rank: int, last: bool) -> tuple[tuple[Size, ...], jax.Array]:
+    """The batch axes, and the array as ``(N, *spatial, channels)``."""
+    batch = a.shape[: -rank - 1]
+    size = 1
+    for n in batch:
+        size = size * n
+    a = a.reshape(size, *a.shape[len(batch) :])
+    return batch, a if last else jnp.moveaxis(a, 1, -1)
+
+
+def _unflatten(a: jax.Array, batch: tuple[Size, ...], last: bool) -> jax.Array:
+    a = a if last else jnp.moveaxis(a, -1, 1)
+    return a.reshape(*batch, *a.shape[1:])
+
+
+# ------------------------------------------------------------------ checks
+
+
+def _array(name: str, a: Any) -> jax.Array:
+    if not hasattr(a, "shape") or not hasattr(a, "dtype"):
+        raise TypeError(f"{name} must be an array, got {type(a).__name__}")
+    return jnp.asarray(a)
+
+
+def _channels_last(data_format: str) -> bool:
+    return geometry.canonical_data_format(data_format) == "channels_last"
+
+
+def _check_kernel(kernel: jax.Array) -> int:
+    if not 3 <= kernel.ndim <= 5:
+        raise ValueError(
+            "kernel must be (*kernel_size, c_out // groups, c_in) with 1 to 3 spatial axes, "
+            f"got shape {kernel.shape}"
+        )
+    if 0 in kernel.shape:
+        raise ValueError(f"kernel must not be empty, got shape {kernel.shape}")
+    return kernel.ndim - 2
+
+
+def _check_input(name: str, a: jax.Array, rank: int, last: bool) -> tuple[tuple[Size, ...], Size]:
+    if a.ndim < rank + 1:
+        order = "(*batch, *spatial, channels)" if last else "(*batch, channels, *spatial)"
+        raise ValueError(
+            f"{name} must be {order} with the {rank} spatial axes of the kernel, "
+            f"got shape {a.shape}"
+        )
+    _, spatial, channels = _split(a.shape, rank, last)
+    return spatial, channels
+
+
+def _check_groups(groups: int, channels: Size) -> int:
+    groups = geometry.integer("groups", groups, minimum=1)
+    if channels % groups != 0:
+        raise ValueError(f"groups must divide the {channels} input channels, got {groups}")
+    return groups

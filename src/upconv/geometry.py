@@ -1,0 +1,386 @@
+"""Sizes: how long a transposed convolution's output is, and where it is cropped.
+
+Everything here is integer arithmetic on static shapes, per spatial axis, with
+
+====  ==========================================================================
+n     input length
+k     kernel length; with dilation ``d`` it spans ``K = d * (k - 1) + 1``
+s     stride
+F     full output length, ``(n - 1) * s + K``: every product has its place
+lo    how much of the full output is cropped at the start
+====  ==========================================================================
+
+so that ``y[i * s + t * d - lo] += w[t] * x[i]`` wherever that index exists.
+A length may be a symbolic dimension of ``jax.export``; kernels, strides and dilations are
+integers.  The relations are those of Dumoulin and Visin, *A guide to convolution
+arithmetic for deep learning* (arXiv:1603.07285), section 4.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+Size: TypeAlias = Any  # an int, or a symbolic dimension
+Pads: TypeAlias = tuple[tuple[int, int], ...]
+Padding: TypeAlias = str | int | Sequence[int | Sequence[int]]
+
+PADDINGS = ("valid", "same", "same_lower", "causal", "circular")
+DATA_FORMATS = ("channels_last", "channels_first")
+
+
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+    """The static shape that a transposed convolution, its transpose and its kernel gradient share.
+
+    Every field but ``groups`` has one entry per spatial axis.
+
+    Attributes:
+      input_size: lengths of the transposed convolution's input, ``n``.
+      kernel_size: ``k``.
+      strides: ``s``.
+      dilation_rate: ``d``.
+      crop: ``lo``; negative where zeros come before the full output.
+      output_size: lengths of the transposed convolution's output; where it outlasts the
+        full output the rest is zero.
+      groups: number of channel groups.
+
+    >>> g = Geometry((7,), (5,), (2,), (1,), (1,), (14,))
+    >>> g.full_size, g.pads
+    ((17,), ((1, 2),))
+    """
+
+    input_size: tuple[Size, ...]
+    kernel_size: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilation_rate: tuple[int, ...]
+    crop: tuple[Size, ...]
+    output_size: tuple[Size, ...]
+    groups: int = 1
+
+    @property
+    def rank(self) -> int:
+        """Number of spatial axes."""
+        return len(self.kernel_size)
+
+    @property
+    def span(self) -> tuple[int, ...]:
+        """``K``: the length that the dilated kernel covers."""
+        return tuple(map(dilated, self.kernel_size, self.dilation_rate))
+
+    @property
+    def full_size(self) -> tuple[Size, ...]:
+        """``F``: the length of the output before cropping."""
+        return tuple(map(full_length, self.input_size, self.span, self.strides))
+
+    @property
+    def pads(self) -> tuple[tuple[Size, Size], ...]:
+        """Per axis, the two ends cropped from the full output: what the strided convolution pads."""
+        return tuple(
+            (lo, full - lo - out)
+            for lo, full, out in zip(self.crop, self.full_size, self.output_size, strict=True)
+        )
+
+
+def dilated(k: int, d: int) -> int:
+    """The length that ``k`` taps cover, ``d`` apart."""
+    return d * (k - 1) + 1
+
+
+def full_length(n: Size, span: int, s: int) -> Size:
+    """The length at which every product of ``n`` inputs and ``span`` taps has its place."""
+    return (n - 1) * s + span
+
+
+# ------------------------------------------------------------------ arguments, made canonical
+
+
+def integer(name: str, value: Any, *, minimum: int | None = None) -> int:
+    """``value`` as an int, or an error that names it."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be an integer, got {value!r} ({type(value).__name__})")
+    value = operator.index(value)
+    if minimum is not None and value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {value}")
+    return value
+
+
+def per_axis(name: str, value: Any, rank: int, *, minimum: int | None = 1) -> tuple[int, ...]:
+    """One integer per spatial axis, from an integer for all or a sequence of ``rank`` integers.
+
+    Raises:
+      TypeError: if ``value`` is neither, or holds anything but integers.
+      ValueError: if the sequence has another length, or an entry is below ``minimum``.
+
+    >>> per_axis("strides", 2, rank=3)
+    (2, 2, 2)
+    """
+    if not _is_sequence(value):
+        return (integer(name, value, minimum=minimum),) * rank
+    if len(value) != rank:
+        raise ValueError(
+            f"{name} must be an integer or {_count(rank, 'integer')}, one per spatial axis, "
+            f"got {value!r}"
+        )
+    return tuple(integer(f"{name}[{i}]", v, minimum=minimum) for i, v in enumerate(value))
+
+
+def canonical_padding(padding: Any, rank: int) -> str | Pads:
+    """A padding's name in lower case, or one ``(lo, hi)`` pair per spatial axis.
+
+    An integer crops both ends alike, for all axes or per axis; a pair stands in a sequence
+    with one entry per axis.  A negative number extends the output by zeros instead.
+
+    Raises:
+      TypeError: if ``padding`` is no string, integer or sequence of integers and pairs.
+      ValueError: if the name is unknown or a sequence has another length.
+
+    >>> canonical_padding("SAME", rank=2)
+    'same'
+    >>> canonical_padding((1, (0, 2)), rank=2)
+    ((1, 1), (0, 2))
+    """
+    if isinstance(padding, str):
+        if padding.lower() not in PADDINGS:
+            raise ValueError(
+                f"padding must be one of {', '.join(PADDINGS)}, an integer or one integer or "
+                f"(lo, hi) pair per spatial axis, got {padding!r}"
+            )
+        return padding.lower()
+    if not _is_sequence(padding):
+        return ((integer("padding", padding),) * 2,) * rank
+    if len(padding) != rank:
+        raise ValueError(
+            f"padding must have {_count(rank, 'entry', 'entries')}, one integer or (lo, hi) pair "
+            f"per spatial axis, got {padding!r}"
+        )
+    return tuple(_pair(f"padding[{i}]", p) for i, p in enumerate(padding))
+
+
+def canonical_data_format(data_format: Any) -> str:
+    """``"channels_last"`` or ``"channels_first"``, from either in any case.
+
+    >>> canonical_data_format("Channels_First")
+    'channels_first'
+    """
+    if not isinstance(data_format, str):
+        raise TypeError(f"data_format must be a string, got {data_format!r}")
+    if data_format.lower() not in DATA_FORMATS:
+        raise ValueError(f"data_format must be one of {DATA_FORMATS}, got {data_format!r}")
+    return data_format.lower()
+
+
+def _pair(name: str, value: Any) -> tuple[int, int]:
+    if not _is_sequence(value):
+        return (integer(name, value),) * 2
+    if len(value) != 2:
+        raise ValueError(f"{name} must be an integer or a (lo, hi) pair, got {value!r}")
+    lo, hi = value
+    return integer(f"{name}[0]", lo), integer(f"{name}[1]", hi)
+
+
+def _is_sequence(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
+
+
+def _count(n: int, one: str, many: str | None = None) -> str:
+    return f"{n} {one if n == 1 else many or one + 's'}"
+
+
+# ------------------------------------------------------------------ one axis
+
+
+@dataclasses.dataclass(frozen=True)
+class _Axis:
+    """One spatial axis, and the rules of each padding on it."""
+
+    index: int
+    k: int
+    s: int
+    d: int
+    padding: str | tuple[int, int]
+
+    @property
+    def span(self) -> int:
+        return dilated(self.k, self.d)
+
+    def unpadded(self, n: Size) -> Size:
+        """The output length at ``output_padding = 0``."""
+        if isinstance(self.padding, tuple):
+            return full_length(n, self.span, self.s) - sum(self.padding)
+        if self.padding == "valid":
+            return full_length(n, self.span, self.s)
+        return full_length(n, self.span, self.s) - 2 * (self.span // 2)
+
+    def natural(self, n: Size) -> Size:
+        """The output length when neither output_padding nor output_size is given."""
+        if isinstance(self.padding, tuple):
+            return self.unpadded(n)
+        if self.padding == "valid":
+            return (n - 1) * self.s + max(self.span, self.s)
+        return n * self.s
+
+    def from_output_padding(self, n: Size, p: int) -> Size:
+        if self.padding in ("causal", "circular"):
+            raise ValueError(
+                f"output_padding does not go with padding={self.padding!r}, "
+                f"whose output is always input * stride; got {p}"
+            )
+        limit = max(self.s, self.d)
+        if not 0 <= p < limit:
+            raise ValueError(
+                f"output_padding must be at least 0 and below max(stride, dilation) = {limit} "
+                f"on spatial axis {self.index}, got {p}"
+            )
+        return self.unpadded(n) + p
+
+    def from_output_size(self, n: Size, out: int) -> Size:
+        if self.padding in ("causal", "circular"):
+            low = high = n * self.s
+        else:
+            low = self.unpadded(n)
+            high = low + max(self.s, self.d) - 1
+            if self.padding in ("same", "same_lower"):
+                high = max(high, n * self.s)
+        if not low <= out <= high:
+            raise ValueError(
+                f"output_size must be from {low} to {high} on spatial axis {self.index} "
+                f"(input {n}, kernel {self.k}, stride {self.s}, dilation {self.d}, "
+                f"padding {self.padding!r}), got {out}"
+            )
+        return out
+
+    def crop(self, n: Size, out: Size) -> Size:
+        if isinstance(self.padding, tuple):
+            return self.padding[0]
+        if self.padding in ("valid", "causal"):
+            return 0
+        total = max(full_length(n, self.span, self.s) - out, 0)
+        return total - total // 2 if self.padding == "same_lower" else total // 2
+
+    def strided(self, m: Size) -> Size:
+        """The output length of the strided convolution of ``m`` samples."""
+        if isinstance(self.padding, tuple):
+            return (m + sum(self.padding) - self.span) // self.s + 1
+        if self.padding == "valid":
+            return (m - self.span) // self.s + 1
+        if self.padding == "circular" and m % self.s != 0:
+            raise ValueError(
+                f"circular padding needs a length that the stride {self.s} divides "
+                f"on spatial axis {self.index}, got {m}"
+            )
+        return -(-m // self.s)
+
+
+# ------------------------------------------------------------------ all axes
+
+
+def transposed(
+    input_size: Sequence[Size],
+    kernel_size: Sequence[int],
+    *,
+    strides: Any = 1,
+    padding: Any = "valid",
+    output_padding: Any = None,
+    output_size: Any = None,
+    dilation_rate: Any = 1,
+    groups: int = 1,
+) -> Geometry:
+    """The geometry of a transposed convolution, from the size of its input.
+
+    Raises:
+      TypeError: if an argument has the wrong type.
+      ValueError: if an argument is out of range, or the output would be empty.
+
+    >>> transposed((7, 5), (5, 4), strides=(2, 3), padding="same").output_size
+    (14, 15)
+    >>> transposed((7,), (3,), strides=2, padding=1, output_padding=1).output_size
+    (14,)
+    """
+    axes = _axes(kernel_size, strides, padding, dilation_rate)
+    rank = len(axes)
+    if output_padding is not None and output_size is not None:
+        raise ValueError(
+            "output_size and output_padding exclude each other, "
+            f"got output_size={output_size!r} and output_padding={output_padding!r}"
+        )
+    _non_empty("the input", input_size)
+    output: list[Size]
+    if output_padding is not None:
+        p = per_axis("output_padding", output_padding, rank, minimum=0)
+        output = [a.from_output_padding(n, q) for a, n, q in zip(axes, input_size, p, strict=True)]
+    elif output_size is not None:
+        out = per_axis("output_size", output_size, rank)
+        output = [a.from_output_size(n, o) for a, n, o in zip(axes, input_size, out, strict=True)]
+    else:
+        output = [a.natural(n) for a, n in zip(axes, input_size, strict=True)]
+    _non_empty("the output", output, f": padding {padding!r} leaves nothing of it")
+    return _geometry(axes, input_size, output, groups)
+
+
+def strided(
+    input_size: Sequence[Size],
+    kernel_size: Sequence[int],
+    *,
+    strides: Any = 1,
+    padding: Any = "valid",
+    dilation_rate: Any = 1,
+    groups: int = 1,
+) -> Geometry:
+    """The geometry of a strided convolution, from the size of *its* input.
+
+    It is that of the transposed convolution back to this size.
+
+    >>> strided((14, 15), (5, 4), strides=(2, 3), padding="same").input_size
+    (7, 5)
+    """
+    axes = _axes(kernel_size, strides, padding, dilation_rate)
+    _non_empty("the input", input_size)
+    output = [a.strided(m) for a, m in zip(axes, input_size, strict=True)]
+    _non_empty("the output", output, ": the kernel is longer than the padded input")
+    return _geometry(axes, output, input_size, groups)
+
+
+def _axes(kernel_size: Any, strides: Any, padding: Any, dilation_rate: Any) -> list[_Axis]:
+    rank = len(kernel_size)
+    kernel_size = per_axis("kernel_size", kernel_size, rank)
+    padding = canonical_padding(padding, rank)
+    return [
+        _Axis(i, *axis)
+        for i, axis in enumerate(
+            zip(
+                kernel_size,
+                per_axis("strides", strides, rank),
+                per_axis("dilation_rate", dilation_rate, rank),
+                (padding,) * rank if isinstance(padding, str) else padding,
+                strict=True,
+            )
+        )
+    ]
+
+
+def _geometry(
+    axes: Sequence[_Axis], inputs: Sequence[Size], outputs: Sequence[Size], groups: int
+) -> Geometry:
+    each: Callable[[str], tuple[int, ...]] = lambda f: tuple(getattr(a, f) for a in axes)  # noqa: E731
+    return Geometry(
+        input_size=tuple(inputs),
+        kernel_size=each("k"),
+        strides=each("s"),
+        dilation_rate=each("d"),
+        crop=tuple(a.crop(n, m) for a, n, m in zip(axes, inputs, outputs, strict=True)),
+        output_size=tuple(outputs),
+        groups=groups,
+    )
+
+
+def _non_empty(what: str, size: Sequence[Size], why: str = "") -> None:
+    # A symbolic dimension is at least 1 by its own declaration; comparing may be inconclusive.
+    for i, n in enumerate(size):
+        if isinstance(n, int) and n < 1:
+            raise ValueError(
+                f"{what} must have at least one sample on every spatial axis, "
+                f"got {n} on axis {i}{why}"
+            )
