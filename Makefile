@@ -1,0 +1,74 @@
+# Everything runs in a virtual environment of its own, $(VENV); nothing but Python 3.11+ and make is needed beforehand.
+#
+#   make demo      train the autoencoder of configs/digits_autoencoder.toml and say where its picture is
+#   make test      the tests and the examples in the docstrings; with UPCONV_REQUIRE_PARITY=1 also those that compare
+#                  with the genuine TensorFlow, Keras and PyTorch layers
+#   make parity    those alone
+#   make lint      ruff and mypy
+#   make coverage  the tests again, with the lines that none of them reaches
+#   make bench     python -m upconv.bench
+#   make clean     remove the environment and the caches
+
+# python3 first, for it may be the one the user chose; then the newest that is new enough.
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+VENV ?= .venv
+CONFIG ?= configs/digits_autoencoder.toml
+# Overrides for the trainer, such as `make demo DEMO="--train.steps 30"`.
+DEMO ?=
+PYTEST ?= --numprocesses=auto --maxprocesses=4
+BENCH ?=
+
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --editable
+ifneq ($(filter-out 0,$(UPCONV_REQUIRE_PARITY)),)
+TEST_STAMPS := $(VENV)/.installed-examples,test $(VENV)/.installed-parity
+else
+TEST_STAMPS := $(VENV)/.installed-examples,test
+endif
+
+.PHONY: help demo test parity lint coverage bench clean
+.DEFAULT_GOAL := help
+# A stamp whose recipe failed must not be taken for an installation.
+.DELETE_ON_ERROR:
+# Two installations into one environment at a time would spoil it.
+.NOTPARALLEL:
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+demo: $(VENV)/.installed-examples
+	$(BIN)/python examples/train.py $(CONFIG) $(DEMO)
+
+test: $(TEST_STAMPS)
+	$(BIN)/python -m pytest $(PYTEST)
+
+parity: $(VENV)/.installed-examples,test $(VENV)/.installed-parity
+	UPCONV_REQUIRE_PARITY=1 $(BIN)/python -m pytest -m parity $(PYTEST)
+
+lint: $(VENV)/.installed-dev $(VENV)/.installed-examples
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+
+coverage: $(TEST_STAMPS)
+	$(BIN)/python -m coverage run -m pytest
+	$(BIN)/python -m coverage report
+
+bench: $(VENV)/.installed-bench
+	$(BIN)/python -m upconv.bench $(BENCH)
+
+clean:
+	rm -rf $(VENV) build dist .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+
+# One stamp per set of extras: installed again only when pyproject.toml changes.
+$(VENV)/.installed-%: pyproject.toml | $(BIN)/python
+	@echo "installing upconv[$*] into $(VENV)"
+	@$(INSTALL) '.[$*]'
+	@touch '$@'
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "upconv needs Python 3.11 or later; name one: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "upconv needs Python 3.11 or later; $(PYTHON) is older" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)

