@@ -150,6 +150,7 @@ class MinMaxNorm:
 
     def __call__(self, w: ArrayLike) -> jax.Array:
         """What is allowed in place of `w`."""
+
         def desired(norm: jax.Array) -> jax.Array:
             clipped = jnp.clip(norm, self.min_value, self.max_value)
             return self.rate * clipped + (1 - self.rate) * norm

@@ -184,9 +184,7 @@ def bilinear(strides: int | Sequence[int], *, groups: int = 1) -> Initializer:
     return _Bilinear(_hashable(strides), groups)
 
 
-def icnr(
-    strides: int | Sequence[int], initializer: Initializer | None = None
-) -> Initializer:
+def icnr(strides: int | Sequence[int], initializer: Initializer | None = None) -> Initializer:
     """Repeats every tap `strides` times, so that the new layer upsamples to nearest neighbours.
 
     The output of the layer is then constant on blocks of `strides` pixels and has no checkerboard
@@ -237,7 +235,9 @@ class _Bilinear:
         *kernel_size, filters_per_group, c_in = shape
         filters = filters_per_group * self.groups
         if filters != c_in:
-            raise ValueError(f"bilinear needs as many filters as channels, got {filters} and {c_in}")
+            raise ValueError(
+                f"bilinear needs as many filters as channels, got {filters} and {c_in}"
+            )
         # Within its group, filter f belongs to channel f.
         kernel = np.tile(np.eye(filters_per_group), self.groups)
         strides = _per_axis(self.strides, len(kernel_size))

@@ -188,7 +188,6 @@ def _per_parameter(
 
 def _regularizer_value(path: str, rule: Rule, param: jax.Array) -> jax.Array:
     """The regularizer's scalar, summed over the slices of a stacked parameter."""
-
     regularizer = rule.regularizer
     if regularizer is None:
         return jnp.zeros((), jnp.float32)
@@ -209,7 +208,6 @@ def _regularizer_value(path: str, rule: Rule, param: jax.Array) -> jax.Array:
 
 def _constrained(path: str, rule: Rule, param: jax.Array) -> jax.Array:
     """The parameter after its constraint, which acts on each slice of a stacked one."""
-
     constraint = rule.constraint
     if constraint is None:
         return param
@@ -245,9 +243,7 @@ def _checked(rules: Rules) -> dict[str, Rule]:
         raise TypeError(f"rules must be a mapping from parameter paths to Rule, got {rules!r}")
     for path, rule in rules.items():
         if not isinstance(path, str) or not isinstance(rule, Rule):
-            raise TypeError(
-                f"rules must map strings to upconv.rules.Rule, got {path!r}: {rule!r}"
-            )
+            raise TypeError(f"rules must map strings to upconv.rules.Rule, got {path!r}: {rule!r}")
     return dict(rules)
 
 

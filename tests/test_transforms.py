@@ -1,0 +1,424 @@
+"""Rules carried out by optax: against the formulas, and inside optax's own wrappers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax.core import freeze
+
+from upconv.constraints import MaxNorm, NonNeg
+from upconv.regularizers import L1, L1L2, L2
+from upconv.rules import Rule, path_string
+from upconv.transforms import add_regularization, penalty, project, with_rules
+
+Params = dict[str, Any]
+
+RULES = {
+    "encoder/kernel": Rule(L2(0.3)),
+    "decoder/up/kernel": Rule(L1L2(0.2, 0.1), MaxNorm(0.8)),
+    "decoder/up/bias": Rule(constraint=NonNeg()),
+}
+
+
+def normal(rng: np.random.Generator, *shape: int, dtype: Any = jnp.float32) -> jax.Array:
+    return jnp.asarray(rng.normal(size=shape), dtype)
+
+
+@pytest.fixture
+def params(rng: np.random.Generator) -> Params:
+    return {
+        "encoder": {"kernel": normal(rng, 3, 2), "bias": normal(rng, 2)},
+        "decoder": {"up": {"kernel": normal(rng, 2, 3, 4, 5), "bias": normal(rng, 4)}},
+    }
+
+
+@pytest.fixture
+def gradients(params: Params, rng: np.random.Generator) -> Params:
+    return jax.tree.map(lambda p: normal(rng, *p.shape), params)
+
+
+def one_step(optimizer: Any, gradients: Any, params: Any) -> Any:
+    updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+    return optax.apply_updates(params, updates)
+
+
+def assert_trees_close(a: Any, b: Any, **tolerance: float) -> None:
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, **(tolerance or {"rtol": 1e-6}))
+
+
+def assert_obeys(params: Params) -> None:
+    """The constraints of RULES hold, up to rounding."""
+    norms = np.linalg.norm(np.asarray(params["decoder"]["up"]["kernel"], np.float64), axis=0)
+    assert norms.max() <= 0.8 * (1 + 1e-6)
+    assert np.min(params["decoder"]["up"]["bias"]) >= 0
+
+
+def test_penalty_is_the_sum_over_parameters(params: Params) -> None:
+    up = np.asarray(params["decoder"]["up"]["kernel"], np.float64)
+    encoder = np.asarray(params["encoder"]["kernel"], np.float64)
+    expected = 0.3 * (encoder**2).sum() + 0.2 * np.abs(up).sum() + 0.1 * (up**2).sum()
+    np.testing.assert_allclose(penalty(params, RULES), expected, rtol=1e-6)
+    assert penalty(params, {}) == 0
+    assert penalty(params, {}).dtype == jnp.float32
+
+
+def test_add_regularization_is_the_gradient_of_the_penalty(
+    params: Params, gradients: Params
+) -> None:
+    transform = add_regularization(RULES)
+    updates, _ = transform.update(gradients, transform.init(params), params)
+    slopes = jax.grad(penalty)(params, RULES)
+    assert_trees_close(updates, jax.tree.map(jnp.add, gradients, slopes))
+    np.testing.assert_array_equal(updates["encoder"]["bias"], gradients["encoder"]["bias"])
+
+
+def test_projection_is_the_constraint_of_the_sum(params: Params, gradients: Params) -> None:
+    after = one_step(project(RULES), gradients, params)
+    free = jax.tree.map(jnp.add, params, gradients)
+    up, up_free = after["decoder"]["up"], free["decoder"]["up"]
+    np.testing.assert_allclose(up["kernel"], MaxNorm(0.8)(up_free["kernel"]), atol=1e-6)
+    np.testing.assert_allclose(up["bias"], np.maximum(up_free["bias"], 0), atol=1e-6)
+    assert not np.allclose(up["kernel"], up_free["kernel"])
+    assert not np.allclose(up["bias"], up_free["bias"])
+    assert_trees_close(after["encoder"], free["encoder"], rtol=0)
+    assert_obeys(after)
+
+
+def test_with_rules_is_the_loss_with_penalty_and_then_the_constraint(
+    params: Params, gradients: Params
+) -> None:
+    """Twelve steps of Adam on a loss whose gradient is known."""
+
+    def loss(p: Params, regularized: bool) -> jax.Array:
+        fit = sum(jax.tree.leaves(jax.tree.map(lambda a, b: jnp.sum((a - b) ** 2), p, gradients)))
+        return fit + penalty(p, RULES) if regularized else fit
+
+    def project_by_hand(p: Params) -> Params:
+        up = p["decoder"]["up"]
+        up = {"kernel": MaxNorm(0.8)(up["kernel"]), "bias": NonNeg()(up["bias"])}
+        return {**p, "decoder": {"up": up}}
+
+    ours, by_hand = with_rules(optax.adam(0.1), RULES), optax.adam(0.1)
+    p, q = params, params
+    p_state, q_state = ours.init(p), by_hand.init(q)
+    for _ in range(12):
+        updates, p_state = ours.update(jax.grad(loss)(p, False), p_state, p)
+        p = optax.apply_updates(p, updates)
+        updates, q_state = by_hand.update(jax.grad(loss)(q, True), q_state, q)
+        q = project_by_hand(optax.apply_updates(q, updates))
+    assert_trees_close(p, q, atol=1e-5)
+    assert_obeys(p)
+
+
+def test_project_must_be_last_to_hold(params: Params, gradients: Params) -> None:
+    """What its docstring says: a transformation behind it may leave what is allowed."""
+    early = optax.chain(project(RULES), optax.scale(3.0))
+    with pytest.raises(AssertionError):
+        assert_obeys(one_step(early, gradients, params))
+    assert_obeys(one_step(optax.chain(optax.scale(3.0), project(RULES)), gradients, params))
+
+
+@pytest.mark.parametrize("axes", [(0,), (2,), (-1,), (0, 0), (2, 1), (1, -1)])
+def test_stacked_rules_act_on_each_slice(axes: tuple[int, ...], rng: np.random.Generator) -> None:
+    """Stack by hand, one layer transformation after another, and compare slice by slice."""
+    layers = normal(rng, *(3, 2)[: len(axes)], 4, 5)  # layers in front
+    flat = layers.reshape(-1, 4, 5)
+    rule = Rule(lambda w: jnp.sum(w**2) ** 2, MaxNorm(0.9))  # of the sum, not of the parts
+
+    def stack(x: jax.Array) -> jax.Array:
+        # The innermost transformation stacks first.
+        if len(axes) == 1:
+            return jnp.stack(list(x), axes[0])
+        return jnp.stack([jnp.stack(list(row), axes[0]) for row in x], axes[1])
+
+    rules = {"w": Rule(rule.regularizer, rule.constraint, axes)}
+    params = {"w": stack(layers)}
+    np.testing.assert_allclose(
+        penalty(params, rules), sum(rule.regularizer(w) for w in flat), rtol=1e-5
+    )
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    projected = jnp.stack([MaxNorm(0.9)(w) for w in flat]).reshape(layers.shape)
+    np.testing.assert_allclose(
+        one_step(project(rules), zeros, params)["w"], stack(projected), atol=1e-6
+    )
+    slopes, _ = add_regularization(rules).update(zeros, optax.EmptyState(), params)
+    by_hand = jnp.stack([jax.grad(rule.regularizer)(w) for w in flat]).reshape(layers.shape)
+    np.testing.assert_allclose(slopes["w"], stack(by_hand), rtol=1e-5)
+
+
+# ------------------------------------------------------------------ precision
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_low_precision(dtype: Any, rng: np.random.Generator) -> None:
+    params = {"w": normal(rng, 64, 8, dtype=dtype), "b": normal(rng, 64, dtype=dtype)}
+    gradients = jax.tree.map(lambda p: normal(rng, *p.shape, dtype=dtype), params)
+    rules = {"w": Rule(L2(0.1), MaxNorm(2.0)), "b": Rule(constraint=NonNeg())}
+    transform = with_rules(optax.identity(), rules)
+    updates, _ = transform.update(gradients, transform.init(params), params)
+    assert all(u.dtype == dtype for u in jax.tree.leaves(updates))
+    after = optax.apply_updates(params, updates)
+    assert np.min(after["b"]) >= 0
+    norms = np.linalg.norm(np.asarray(after["w"], np.float64), axis=0)
+    assert norms.max() <= 2.0 * (1 + float(jnp.finfo(dtype).eps))
+    # The sums are taken in float32: they agree with float32 throughout to one rounding.
+    widened = jax.tree.map(lambda x: x.astype(jnp.float32), (gradients, params))
+    expected = one_step(transform, *widened)
+    for got, want in zip(jax.tree.leaves(after), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(
+            np.asarray(got, np.float32), want, atol=8 * float(jnp.finfo(dtype).eps)
+        )
+
+
+def test_nonnegative_holds_exactly(rng: np.random.Generator) -> None:
+    """No rounding can take `p + (max(p + u, 0) - p)` below zero."""
+    rules = {"w": Rule(constraint=NonNeg())}
+    scale = 10.0 ** jnp.asarray(rng.integers(-20, 20, size=20_000), jnp.float32)
+    params = {"w": normal(rng, 20_000) * scale}
+    gradients = {"w": normal(rng, 20_000)}
+    assert np.min(one_step(project(rules), gradients, params)["w"]) >= 0
+
+
+# ------------------------------------------------------------------ inside optax
+
+
+def test_jit(params: Params, gradients: Params) -> None:
+    optimizer = with_rules(optax.adam(0.5), RULES)
+    eager = one_step(optimizer, gradients, params)
+    jitted = jax.jit(lambda g, p: one_step(optimizer, g, p))(gradients, params)
+    assert_trees_close(eager, jitted, rtol=1e-5, atol=1e-6)
+
+
+def test_scan_over_steps(params: Params, gradients: Params) -> None:
+    """The state keeps its types, so that steps can be scanned."""
+    optimizer = with_rules(optax.sgd(0.5, momentum=0.9), RULES)
+
+    def step(carry: Any, _: None) -> Any:
+        p, state = carry
+        updates, state = optimizer.update(gradients, state, p)
+        return (optax.apply_updates(p, updates), state), None
+
+    (after, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), length=3)
+    assert_obeys(after)
+
+
+def test_frozen_dict(params: Params, gradients: Params) -> None:
+    frozen = one_step(with_rules(optax.sgd(0.5), RULES), freeze(gradients), freeze(params))
+    assert_trees_close(
+        frozen, freeze(one_step(with_rules(optax.sgd(0.5), RULES), gradients, params))
+    )
+
+
+def test_boxed_parameters_are_called_the_same(params: Params, gradients: Params) -> None:
+    def box(tree: Params) -> Any:
+        return jax.tree.map(lambda x: nn.Partitioned(x, (None,) * x.ndim), tree)
+
+    boxed = one_step(with_rules(optax.sgd(0.5), RULES), box(gradients), box(params))
+    plain = one_step(with_rules(optax.sgd(0.5), RULES), gradients, params)
+    assert_trees_close(nn.meta.unbox(boxed), plain)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_masked(whole: bool, params: Params, gradients: Params) -> None:
+    """Masked leaves, and masked subtrees, are left to others."""
+    encoder = False if whole else {"kernel": False, "bias": True}
+    mask = {"encoder": encoder, "decoder": {"up": {"kernel": True, "bias": True}}}
+    after = one_step(optax.masked(with_rules(optax.scale(-1.0), RULES), mask), gradients, params)
+    assert_obeys(after)
+    untouched = params["encoder"]["kernel"] + gradients["encoder"]["kernel"]
+    np.testing.assert_array_equal(after["encoder"]["kernel"], untouched)
+
+
+def test_multi_transform(params: Params, gradients: Params) -> None:
+    optimizer = optax.multi_transform(
+        {"rules": with_rules(optax.sgd(1.0), RULES), "plain": optax.sgd(1.0)},
+        {"encoder": "plain", "decoder": "rules"},
+    )
+    after = one_step(optimizer, gradients, params)
+    assert_obeys(after)
+    expected = jax.tree.map(jnp.subtract, params["encoder"], gradients["encoder"])
+    assert_trees_close(after["encoder"], expected)
+
+
+def test_none_leaves_are_left_alone(params: Params, gradients: Params) -> None:
+    rules = {"decoder/up/kernel": RULES["decoder/up/kernel"], "encoder/kernel": Rule(L1(1.0))}
+    without = ({**tree, "encoder": {"kernel": None, "bias": None}} for tree in (gradients, params))
+    after = one_step(with_rules(optax.identity(), rules), *without)
+    assert after["encoder"] == {"kernel": None, "bias": None}
+    full = one_step(with_rules(optax.identity(), rules), gradients, params)
+    assert_trees_close(after["decoder"], full["decoder"])
+
+
+@pytest.mark.parametrize("outside", [True, False])
+def test_multi_steps(outside: bool, params: Params, gradients: Params) -> None:
+    """Accumulated gradients step once, and the step is regularized and projected once."""
+    inner = optax.sgd(1.0)
+    if outside:
+        optimizer = with_rules(optax.MultiSteps(inner, 2).gradient_transformation(), RULES)
+    else:
+        optimizer = optax.MultiSteps(with_rules(inner, RULES), 2)
+    params = one_step(project(RULES), jax.tree.map(jnp.zeros_like, params), params)
+    state, p = optimizer.init(params), params
+    for scale in (0.5, 1.5):
+        updates, state = optimizer.update(
+            jax.tree.map(lambda g, s=scale: s * g, gradients), state, p
+        )
+        before, p = p, optax.apply_updates(p, updates)
+        if scale == 0.5:
+            assert_trees_close(p, before, atol=1e-6)
+    assert_trees_close(p, one_step(with_rules(inner, RULES), gradients, params), atol=1e-5)
+    assert_obeys(p)
+
+
+def test_apply_if_finite(params: Params, gradients: Params) -> None:
+    """It needs updates of the same types on both branches, in bfloat16 too."""
+    params, gradients = jax.tree.map(lambda x: x.astype(jnp.bfloat16), (params, gradients))
+    optimizer = optax.apply_if_finite(with_rules(optax.sgd(1.0), RULES), 5)
+    after = one_step(optimizer, gradients, params)
+    assert np.min(after["decoder"]["up"]["bias"]) >= 0
+    nans = jax.tree.map(lambda g: g * np.nan, gradients)
+    assert_trees_close(one_step(optimizer, nans, params), params, rtol=0)
+
+
+def test_map_over_optimizer_state(params: Params) -> None:
+    """optax finds what is a copy of the parameters by calling init with none at all."""
+    optimizer = with_rules(optax.adam(0.1), RULES)
+    doubled = optax.tree.map_params(optimizer, lambda x: x + 2, optimizer.init(params))
+    moments = [x for x in jax.tree.leaves(doubled) if np.ndim(x)]
+    assert len(moments) == 2 * len(jax.tree.leaves(params))
+    assert all((m == 2).all() for m in moments)
+
+
+# ------------------------------------------------------------------ errors
+
+
+def calls(rules: Any, params: Params) -> list[Any]:
+    """Every way in which rules meet parameters."""
+    add, proj = add_regularization(rules), project(rules)
+    return [
+        lambda: penalty(params, rules),
+        lambda: add.init(params),
+        lambda: add.update(params, optax.EmptyState(), params),
+        lambda: proj.init(params),
+        lambda: proj.update(params, optax.EmptyState(), params),
+        lambda: with_rules(optax.sgd(1.0), rules).init(params),
+        lambda: jax.jit(with_rules(optax.sgd(1.0), rules).init)(params),
+    ]
+
+
+def test_a_rule_without_a_parameter_is_an_error(params: Params) -> None:
+    match = "no parameter matches the rule for 'decoder/up/kernl'; .*'decoder/up/kernel'"
+    for call in calls({"decoder/up/kernl": Rule()}, params):
+        with pytest.raises(ValueError, match=match):
+            call()
+
+
+def test_a_rule_for_a_whole_layer_is_an_error(params: Params) -> None:
+    with pytest.raises(ValueError, match="no parameter matches the rule for 'decoder/up'"):
+        penalty(params, {"decoder/up": Rule()})
+
+
+def test_a_rule_beside_a_mask_is_an_error(params: Params, gradients: Params) -> None:
+    """Only what is under the mask is excused."""
+    optimizer = optax.masked(
+        with_rules(optax.sgd(1.0), {"decodr/kernel": Rule()}),
+        {
+            "encoder": False,
+            "decoder": True,
+        },
+    )
+    with pytest.raises(ValueError, match="decodr/kernel"):
+        optimizer.init(params)
+
+
+def test_an_empty_tree_has_no_near_matches() -> None:
+    with pytest.raises(ValueError, match=r"'a'; .* none, as the tree is empty"):
+        penalty({}, {"a": Rule()})
+
+
+@pytest.mark.parametrize("transform", [add_regularization, project])
+def test_update_needs_the_parameters(transform: Any, params: Params, gradients: Params) -> None:
+    transform = transform(RULES)
+    with pytest.raises(ValueError, match="needs the parameters"):
+        transform.update(gradients, transform.init(params))
+
+
+def test_a_regularizer_must_return_a_scalar(params: Params) -> None:
+    rules = {"encoder/kernel": Rule(regularizer=jnp.abs)}
+    match = r"regularizer of 'encoder/kernel' must return a scalar, got shape \(3, 2\)"
+    for call in (
+        lambda: penalty(params, rules),
+        lambda: one_step(add_regularization(rules), params, params),
+        lambda: jax.jit(lambda p: penalty(p, rules))(params),
+    ):
+        with pytest.raises(ValueError, match=match):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("constraint", "match"),
+    [
+        (lambda w: w[:-1], r"got float32\[2, 2\] for float32\[3, 2\]"),
+        (lambda w: w.astype(jnp.bfloat16), r"got bfloat16\[3, 2\] for float32\[3, 2\]"),
+    ],
+)
+def test_a_constraint_must_keep_shape_and_dtype(
+    constraint: Any, match: str, params: Params
+) -> None:
+    with pytest.raises(ValueError, match=f"of 'encoder/kernel' must keep shape and dtype, {match}"):
+        one_step(project({"encoder/kernel": Rule(constraint=constraint)}), params, params)
+
+
+@pytest.mark.parametrize(
+    ("rules", "match"),
+    [
+        ([("encoder/kernel", Rule())], "rules must be a mapping"),
+        ({"encoder/kernel": L2(0.1)}, "rules must map strings to .*, got 'encoder/kernel': L2"),
+        ({("encoder", "kernel"): Rule()}, r"rules must map strings to .*\('encoder', 'kernel'\)"),
+    ],
+)
+def test_rules_of_a_wrong_type(rules: Any, match: str, params: Params) -> None:
+    for call in (
+        lambda: penalty(params, rules),
+        lambda: add_regularization(rules),
+        lambda: project(rules),
+        lambda: with_rules(optax.sgd(1.0), rules),
+    ):
+        with pytest.raises(TypeError, match=match):
+            call()
+
+
+def test_rules_are_copied(params: Params, gradients: Params) -> None:
+    rules = dict(RULES)
+    optimizer = with_rules(optax.sgd(1.0), rules)
+    rules.clear()
+    assert_obeys(one_step(optimizer, gradients, params))
+
+
+@pytest.mark.parametrize(
+    ("fields", "match"),
+    [
+        ({"regularizer": 0.1}, "regularizer must be callable or None, got 0.1"),
+        ({"constraint": "max_norm"}, "constraint must be callable or None, got 'max_norm'"),
+        ({"stacked_axes": 0}, "stacked_axes must be a tuple of integers, got 0"),
+        ({"stacked_axes": [0]}, r"stacked_axes must be a tuple of integers, got \[0\]"),
+        ({"stacked_axes": (0.0,)}, r"stacked_axes must be a tuple of integers, got \(0.0,\)"),
+    ],
+)
+def test_bad_rules(fields: Any, match: str) -> None:
+    with pytest.raises(TypeError, match=match):
+        Rule(**fields)
+
+
+def test_paths_of_sequences(rng: np.random.Generator) -> None:
+    params = {"blocks": [{"kernel": normal(rng, 2)}, {"kernel": normal(rng, 3)}]}
+    paths = [path_string(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    assert paths == ["blocks/0/kernel", "blocks/1/kernel"]
