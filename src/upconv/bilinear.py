@@ -191,39 +191,36 @@ def _unfold(operand: str, role: str, a: jax.Array, size: Any, groups: int) -> ja
 # ------------------------------------------------------------------ lowering
 
 
-def _compute(
-    p: Primitive, lhs: jax.Array, rhs: jax.Array, *, geometry: Geometry, numerics: Numerics,
-    platform: str, partitioned: bool,
-) -> jax.Array:
-    return lowering.compute(
-        "".join(OPERANDS[p][:2]), lhs, rhs, geometry, numerics, platform, partitioned
-    )
+COMPUTE = {
+    transpose_p: lowering.transpose,
+    strided_p: lowering.strided,
+    kernel_grad_p: lowering.kernel_grad,
+}
 
 
-def _impl(p: Primitive, lhs: Any, rhs: Any, **params: Any) -> jax.Array:
+def _impl(p: Primitive, lhs: Any, rhs: Any, *, geometry: Geometry, numerics: Numerics) -> jax.Array:
     if jax.config.jax_disable_jit:
-        return _compute(
-            p, lhs, rhs, **params, platform=jax.default_backend(), partitioned=False
-        )
-    return _jitted(p, **params)(lhs, rhs)
+        return COMPUTE[p](lhs, rhs, geometry, numerics, jax.default_backend())
+    return _jitted(p, geometry, numerics)(lhs, rhs)
 
 
 @functools.lru_cache(maxsize=4096)
-def _jitted(p: Primitive, **params: Any) -> Callable[..., jax.Array]:
-    return jax.jit(functools.partial(p.bind, **params))
+def _jitted(p: Primitive, geometry: Geometry, numerics: Numerics) -> Callable[..., jax.Array]:
+    return jax.jit(functools.partial(p.bind, geometry=geometry, numerics=numerics))
 
 
-def _lower(p: Primitive, platform: str, ctx: Any, lhs: Any, rhs: Any, **params: Any) -> Any:
-    # The partitioner shards what a map is made of as it sees fit between operands and result;
-    # the rules of sharding in types and of varying axes end at the primitive.
+def _lower(
+    p: Primitive, platform: str, ctx: Any, lhs: Any, rhs: Any, *,
+    geometry: Geometry, numerics: Numerics,
+) -> Any:
+    target = "default" if _is_partitioned(ctx) else platform
+    fun = lambda lhs, rhs: COMPUTE[p](lhs, rhs, geometry, numerics, target)  # noqa: E731
+    # Shardings in types and varying axes end here: inside, the partitioner decides.
     plain = lambda aval: ShapedArray(aval.shape, aval.dtype)  # noqa: E731
-    fun = functools.partial(
-        _compute, p, platform=platform, partitioned=_is_partitioned(ctx), **params
+    ctx = ctx.replace(
+        avals_in=tuple(map(plain, ctx.avals_in)), avals_out=tuple(map(plain, ctx.avals_out))
     )
     with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):
-        ctx = ctx.replace(
-            avals_in=tuple(map(plain, ctx.avals_in)), avals_out=tuple(map(plain, ctx.avals_out))
-        )
         return mlir.lower_fun(fun, multiple_results=False)(ctx, lhs, rhs)
 
 
@@ -244,9 +241,8 @@ def _register(p: Primitive, lhs_rule: Callable[..., Any], rhs_rule: Callable[...
     p.def_abstract_eval(functools.partial(_abstract_eval, p))
     ad.defbilinear(p, lhs_rule, rhs_rule)
     batching.primitive_batchers[p] = functools.partial(_batch, p)
-    for platform in lowering.PLATFORMS:
-        mlir.register_lowering(p, functools.partial(_lower, p, platform), platform=platform)
     mlir.register_lowering(p, functools.partial(_lower, p, "default"))
+    mlir.register_lowering(p, functools.partial(_lower, p, "cpu"), platform="cpu")
 
 
 _CT, _LHS, _RHS = range(3)

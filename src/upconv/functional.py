@@ -220,13 +220,13 @@ def output_shape(
 
 def _transpose(x: jax.Array, w: jax.Array, geo: Geometry, num: Numerics) -> jax.Array:
     if num.lowering == lowering.REFERENCE:
-        return lowering.reference(x, w, geo, num)
+        return lowering.transpose(x, w, geo, num)
     return bilinear.transpose(x, w, geo, num)
 
 
 def _strided(y: jax.Array, w: jax.Array, geo: Geometry, num: Numerics) -> jax.Array:
     if num.lowering == lowering.REFERENCE:
-        return lowering.reference_strided(y, w, geo, num)
+        return lowering.strided(y, w, geo, num)
     return bilinear.strided(y, w, geo, num)
 
 
@@ -238,7 +238,7 @@ def _numerics(
     common = jnp.result_type(x, kernel)
     if dtype is None:
         dtype = common
-    elif jnp.issubdtype(dtype, jnp.inexact) < jnp.issubdtype(common, jnp.inexact):
+    elif jnp.issubdtype(common, jnp.inexact) and not jnp.issubdtype(dtype, jnp.inexact):
         raise ValueError(
             f"preferred_element_type must be able to hold {common}, got {jnp.dtype(dtype)}"
         )
