@@ -138,26 +138,21 @@ def from_command_line(argv: Sequence[str], description: str) -> Config:
     """The config that the first argument names, with the overrides that follow it.
 
     Raises:
-      ConfigError: if the file cannot be read, or it or an override means nothing.
-      SystemExit: as argparse does, for `--help` and for options that do not exist.
+      ConfigError: if the file cannot be read or means nothing.
+      SystemExit: with status 2 if an override means nothing, with 0 after `--help`.
     """
     if not argv:
         raise ConfigError("name a config, such as configs/digits_autoencoder.toml; see --help")
     named = not argv[0].startswith("-")
     default = load(Path(argv[0])) if named else Config(run="runs/NAME")
-    overrides = list(argv[1:] if named else ["--help"])
-    try:
-        config = tyro.cli(
-            Config,
-            prog=f"train.py {argv[0] if named else 'CONFIG'}",
-            description=description,
-            default=default,
-            args=overrides,
-            config=(tyro.conf.FlagConversionOff,),
-        )
-    except ConfigError as error:
-        raise ConfigError(f"{' '.join(overrides)}: {error}") from error
-    return config
+    return tyro.cli(
+        Config,
+        prog=f"train.py {argv[0] if named else 'CONFIG'}",
+        description=description,
+        default=default,
+        args=argv[1:] if named else ["--help"],
+        config=(tyro.conf.FlagConversionOff,),
+    )
 
 
 def load(path: Path) -> Config:
@@ -172,7 +167,7 @@ def load(path: Path) -> Config:
         config = _typed(Config, table, "")
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, ConfigError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, ConfigError) as error:
         raise ConfigError(f"{path}: {error}") from error
     if config.run is None:
         config = dataclasses.replace(config, run=str(Path("runs") / path.stem))

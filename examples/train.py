@@ -51,22 +51,28 @@ class DivergedError(RuntimeError):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, and return the exit status: 2 for a config that means nothing, 1 for divergence."""
+    argv = sys.argv[1:] if argv is None else argv
     console = Console(highlight=False, soft_wrap=True)
     try:
-        config = from_command_line(
-            sys.argv[1:] if argv is None else argv, description=__doc__ or ""
-        )
-        split = data.digits(config.data.heldout, config.train.seed)
+        config = from_command_line(argv, description=__doc__ or "")
+    except ConfigError as error:
+        return fail(2, error)
+    try:
+        split = load_digits(config)
         model = build_model(config.model, split.train.shape[1:])
     except ConfigError as error:
-        print(f"train.py: {error}", file=sys.stderr)
-        return 2
+        return fail(2, f"{argv[0]}: {error}")
     try:
         train(config, model, split, console)
     except DivergedError as error:
-        print(f"train.py: {error}", file=sys.stderr)
-        return 1
+        return fail(1, error)
     return 0
+
+
+def fail(status: int, message: object) -> int:
+    """Say why, and return the exit status."""
+    print(f"train.py: {message}", file=sys.stderr)
+    return status
 
 
 def train(
@@ -103,7 +109,7 @@ def train(
                 task,
                 completed=done,
                 rate=f"{done / metrics['seconds']:.1f} steps/s",
-                note=f"loss {loss:.4f}  held-out error {metrics['heldout_error']:.5f}",
+                note=f"error {metrics['heldout_error']:.5f}",
             )
 
     pca = data.fit_pca(split.train, config.model.latent)
@@ -203,6 +209,14 @@ def sample(key: jax.Array, images: jax.Array, count: int, shift: int) -> jax.Arr
 def squared_error(a: np.ndarray, b: np.ndarray) -> float:
     """The mean over all pixels."""
     return float(np.mean(np.square(a - b)))
+
+
+def load_digits(config: Config) -> data.Split:
+    """The digits, split as the config says."""
+    try:
+        return data.digits(config.data.heldout, config.train.seed)
+    except ValueError as error:
+        raise ConfigError(f"data.{error}") from error
 
 
 def build_model(config: Model, shape: tuple[int, ...]) -> models.Autoencoder:

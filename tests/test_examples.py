@@ -1,0 +1,295 @@
+"""The trainer: what it refuses, that it learns, that what the config declares holds in the end."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import config as configs
+import data
+import pictures
+import train
+from upconv import constraints, regularizers
+
+ROOT = Path(__file__).parents[1]
+DIGITS = ROOT / "configs" / "digits_autoencoder.toml"
+# Small enough to compile and train in seconds.
+SMALL = {
+    "model.latent": "8",
+    "model.features": ("4", "8"),
+    "data.heldout": "500",
+    "train.batch-size": "32",
+}
+
+
+def arguments(path: Path, **overrides: Any) -> list[str]:
+    """What would be typed, with `section__key` for `--section.key`."""
+    options = SMALL | {name.replace("__", "."): value for name, value in overrides.items()}
+    typed = [str(path)]
+    for name, value in options.items():
+        typed += [f"--{name}", *(value if isinstance(value, tuple) else (str(value),))]
+    return typed
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a short run in which the constraint has work to do."""
+    run = tmp_path_factory.mktemp("run")
+    overrides = {
+        "train__steps": 120,
+        "train__log-every": 30,
+        "optimizer__learning-rate": 0.02,
+        "model__kernel-constraint": "MaxNorm(max_value=1.5, axis=(0, 1, 3))",
+    }
+    assert train.main(arguments(DIGITS, run=run, **overrides)) == 0
+    return run
+
+
+def test_training_reduces_the_loss(trained: Path) -> None:
+    lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [30, 60, 90, 120]
+    assert lines[-1]["loss"] < 0.7 * lines[0]["loss"]
+    split = data.digits(heldout=500, seed=0)
+    mean_image_error = np.mean((split.train.mean(axis=0) - split.heldout) ** 2)
+    assert lines[-1]["heldout_error"] < 0.85 * mean_image_error
+    assert all(line["penalty"] > 0 for line in lines)
+
+
+def test_the_summary_repeats_the_last_metrics_and_compares_with_pca(trained: Path) -> None:
+    summary = json.loads((trained / "summary.json").read_text())
+    last = json.loads((trained / "metrics.jsonl").read_text().splitlines()[-1])
+    assert {key: summary[key] for key in last} == last
+    assert summary["ratio"] == pytest.approx(summary["heldout_error"] / summary["pca_error"])
+    split = data.digits(heldout=500, seed=0)
+    expected = pca_error_by_svd(split, components=8)
+    assert summary["pca_error"] == pytest.approx(expected, rel=1e-3)
+
+
+def pca_error_by_svd(split: data.Split, components: int) -> float:
+    """What the right singular vectors of least weight hold is what PCA loses."""
+    train_rows = split.train.reshape(len(split.train), -1).astype(np.float64)
+    mean = train_rows.mean(axis=0)
+    lost = np.linalg.svd(train_rows - mean, full_matrices=False)[2][components:]
+    rows = split.heldout.reshape(len(split.heldout), -1) - mean
+    return float(np.mean(np.sum((rows @ lost.T) ** 2, axis=1)) / rows.shape[1])
+
+
+def test_the_constraint_holds_and_had_work_to_do(trained: Path) -> None:
+    summary = json.loads((trained / "summary.json").read_text())
+    checks = {check["path"]: check for check in summary["constraints"]}
+    assert set(checks) == {"decoder/up1/kernel", "decoder/up2/kernel"}
+    assert all(check["satisfied"] for check in checks.values())
+    assert any(" 0 of" not in check["detail"] for check in checks.values())
+
+
+def test_a_violated_constraint_is_reported() -> None:
+    kernel = np.full((2, 2, 3, 4), 1.0, np.float32)  # every filter of norm 4
+    rule = train.Rule(constraint=constraints.MaxNorm(3.9, axis=(0, 1, 3)))
+    (check,) = train.check_constraints({"up": {"kernel": kernel}}, {"up/kernel": rule})
+    assert not check.satisfied
+    rule = train.Rule(constraint=constraints.MaxNorm(4.1, axis=(0, 1, 3)))
+    (check,) = train.check_constraints({"up": {"kernel": kernel}}, {"up/kernel": rule})
+    assert check.satisfied
+    assert "0 of 3" in check.detail
+
+
+def test_the_picture_shows_the_heldout_digits_above_reconstructions(trained: Path) -> None:
+    split = data.digits(heldout=500, seed=0)
+    with Image.open(trained / "reconstructions.png") as image:
+        pixels = np.asarray(image).astype(np.float32)[::2, ::2] / 255.0
+    originals = split.heldout[: train.COLUMNS, ..., 0]
+    height, gap = 28, 2
+    for column, original in enumerate(originals):
+        left = gap + column * (28 + gap)
+        top, middle, bottom = (pixels[y : y + height, left : left + 28] for y in (2, 32, 62))
+        np.testing.assert_allclose(top, original, atol=1 / 255)
+        assert 0 < np.mean((middle - original) ** 2) < 0.15
+        assert 0 < np.mean((bottom - original) ** 2) < 0.15
+
+
+def test_the_same_seed_gives_the_same_run(tmp_path: Path) -> None:
+    def losses(name: str) -> list[float]:
+        run = tmp_path / name
+        options = {"train__steps": 4, "train__log-every": 1, "train__seed": 3}
+        assert train.main(arguments(DIGITS, run=run, **options)) == 0
+        lines = (run / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line)["loss"] for line in lines]
+
+    assert losses("second") == losses("first")
+
+
+def test_divergence_stops_with_a_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {
+        "train__steps": 60,
+        "optimizer__learning-rate": 1e30,
+        "model__kernel-constraint": "None",
+    }
+    assert train.main(arguments(DIGITS, run=tmp_path, **options)) == 1
+    assert "learning_rate" in capsys.readouterr().err
+
+
+BAD_FILES = [
+    ("[train]\nstep = 3", "train.step"),
+    ("[trian]\nsteps = 3", "trian"),
+    ("[train]\nsteps = '3'", "train.steps"),
+    ("[train]\nsteps = true", "train.steps"),
+    ("[train]\nsteps = 3.0", "train.steps"),
+    ("[train]\nsteps = 0", "train.steps"),
+    ("[train]\nseed = -1", "train.seed"),
+    ("train = 3", "train"),
+    ("run = 3", "run"),
+    ("[model]\nfeatures = 8", "model.features"),
+    ("[model]\nfeatures = [8, '4']", "model.features[1]"),
+    ("[model]\nfeatures = []", "model.features"),
+    ("[model]\nfeatures = [4, 4, 4]", "model.features"),
+    ("[model]\nkernel_constraint = 'MaxNrom(2.0)'", "model.kernel_constraint"),
+    ("[model]\nkernel_constraint = 'MaxNorm'", "model.kernel_constraint"),
+    ("[model]\nkernel_constraint = 'MaxNorm(nrm=2.0)'", "model.kernel_constraint"),
+    ("[model]\nkernel_constraint = 'MaxNorm(-2.0)'", "model.kernel_constraint"),
+    ("[model]\nkernel_constraint = 'MaxNorm(open(\"x\"))'", "model.kernel_constraint"),
+    ("[model]\nkernel_constraint = 'L2(1e-3)'", "model.kernel_constraint"),
+    ("[model]\nkernel_regularizer = 'MaxNorm(2.0)'", "model.kernel_regularizer"),
+    ("[optimizer]\nlearning_rate = nan", "optimizer.learning_rate"),
+    ("[optimizer]\nlearning_rate = false", "optimizer.learning_rate"),
+    ("[data]\nheldout = 1001", "data.heldout"),
+    ("[data]\nheldout = 5000", "data.heldout"),
+    ("[data]\nshift = -1", "data.shift"),
+    ("steps = 3\nsteps = 4", "line 2"),
+    ("\ud800", "utf-8"),
+]
+
+
+@pytest.mark.parametrize(("text", "key"), BAD_FILES, ids=[repr(text) for text, _ in BAD_FILES])
+def test_a_bad_config_is_refused_by_file_and_key(
+    text: str, key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_bytes(text.encode(errors="surrogatepass"))
+    assert train.main([str(path)]) == 2
+    message = capsys.readouterr().err
+    assert str(path) in message
+    assert key in message
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        ["--train.step", "3"],
+        ["--train.steps", "three"],
+        ["--train.steps", "0"],
+        ["--model.kernel-constraint", "MaxNrom(2.0)"],
+        ["train.steps=3"],
+    ],
+    ids=" ".join,
+)
+def test_a_bad_override_is_refused_by_name(
+    override: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        train.main([str(DIGITS), *override])
+    assert stop.value.code == 2
+    assert override[0].removeprefix("--").split(".")[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argv", [[], ["no/such.toml"]], ids=["none", "missing"])
+def test_a_missing_config_is_refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main(argv) == 2
+    assert (argv or ["configs/digits_autoencoder.toml"])[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argv", [["--help"], [str(DIGITS), "--help"]], ids=["bare", "config"])
+def test_help_lists_the_keys(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        train.main(argv)
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    for section in dataclasses.fields(configs.Config):
+        assert f"--{section.name}" in shown
+
+
+def test_overrides_replace_what_the_file_says() -> None:
+    overrides = ["--train.steps", "7", "--model.features", "3", "5", "--optimizer.learning-rate=1"]
+    config = configs.from_command_line([str(DIGITS), *overrides], description="")
+    loaded = configs.load(DIGITS)
+    assert (config.train.steps, config.model.features) == (7, (3, 5))
+    assert config.optimizer.learning_rate == 1.0
+    assert config.model.kernel_constraint == loaded.model.kernel_constraint
+    assert config.run == str(Path("runs") / "digits_autoencoder")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.toml")), ids=lambda p: p.stem)
+def test_every_config_loads_and_says_how_to_run_it(path: Path) -> None:
+    configs.load(path)
+    first = path.read_text().splitlines()[0]
+    assert first == f"# python examples/train.py {path.relative_to(ROOT)}"
+
+
+def test_declared_objects_are_those_of_the_library() -> None:
+    config = configs.load(DIGITS)
+    constraint = configs.declared(config.model.kernel_constraint, constraints)
+    assert constraint == constraints.MaxNorm(2.0, axis=(0, 1, 3))
+    assert configs.declared("L1L2(l1=0.5, l2=2)", regularizers) == regularizers.L1L2(0.5, 2)
+    assert configs.declared("NonNeg()", constraints) == constraints.NonNeg()
+    assert configs.declared(None, constraints) is None
+
+
+def test_the_split_is_of_whole_classes_disjoint_and_decided_by_the_seed() -> None:
+    rng = np.random.default_rng(1)
+    labels = rng.permutation(np.repeat([2, 3, 5], [7, 9, 8]))
+    # Every image tells which one it is.
+    images = np.arange(24, dtype=np.float32).reshape(24, 1, 1, 1)
+    split = data.split_by_class(images, labels, heldout=6, seed=0)
+    held, kept = split.heldout.ravel().astype(int), split.train.ravel().astype(int)
+    assert sorted([*held, *kept]) == list(range(24))
+    assert sorted(labels[held]) == [2, 2, 3, 3, 5, 5]
+    again = data.split_by_class(images, labels, heldout=6, seed=0)
+    np.testing.assert_array_equal(again.heldout, split.heldout)
+    np.testing.assert_array_equal(again.train, split.train)
+    other = data.split_by_class(images, labels, heldout=6, seed=1)
+    assert not np.array_equal(other.heldout, split.heldout)
+
+
+def test_the_digits_are_what_the_examples_expect() -> None:
+    split = data.digits(heldout=1000)
+    assert split.train.shape == (4000, 28, 28, 1)
+    assert split.heldout.shape == (1000, 28, 28, 1)
+    assert split.train.dtype == split.heldout.dtype == np.float32
+    assert (split.train.min(), split.train.max()) == (0.0, 1.0)
+
+
+def test_samples_are_shifted_images(rng: np.random.Generator) -> None:
+    images = np.asarray(rng.uniform(0.1, 1.0, size=(3, 5, 4, 2)), np.float32)
+    batch = np.asarray(train.sample(jax.random.key(0), jax.numpy.asarray(images), 64, shift=1))
+    padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    possible = {
+        padded[n, y : y + 5, x : x + 4].tobytes(): (n, y, x)
+        for n in range(3)
+        for y in range(3)
+        for x in range(3)
+    }
+    drawn = {possible[image.tobytes()] for image in batch}  # a KeyError if it is none of them
+    assert len(drawn) > 15
+    still = np.asarray(train.sample(jax.random.key(0), jax.numpy.asarray(images), 8, shift=0))
+    assert {image.tobytes() for image in still} <= {image.tobytes() for image in images}
+
+
+def test_the_grid_keeps_every_image_in_its_place(rng: np.random.Generator) -> None:
+    rows = [rng.uniform(-0.2, 1.2, size=(3, 4, 5, 1)) for _ in range(2)]
+    picture = pictures.grid(rows, gap=2)
+    assert picture.shape == (2 + 2 * (4 + 2), 2 + 3 * (5 + 2))
+    for y, row in enumerate(rows):
+        for x, image in enumerate(row):
+            shown = picture[2 + 6 * y : 6 + 6 * y, 2 + 7 * x : 7 + 7 * x]
+            expected = np.round(255 * np.clip(image[..., 0], 0, 1))
+            np.testing.assert_array_equal(shown, expected)
+    assert (picture[:2] == 255).all()
+    assert (picture[:, -2:] == 255).all()

@@ -1,0 +1,206 @@
+"""The house: who may import whom, what a layer must leave to the core, what stands at the top."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "upconv"
+MODULES = sorted(path.stem for path in SOURCE.glob("*.py"))
+
+CORE = {"geometry", "lowering", "bilinear", "functional"}
+ADAPTERS = {"linen", "nnx", "lax", "interop"}
+
+# What each module may import of upconv. A module that is not here has no place yet: give it one.
+MAY_IMPORT: dict[str, set[str]] = {
+    "geometry": set(),
+    "lowering": {"geometry"},
+    "bilinear": {"geometry", "lowering"},
+    "functional": {"geometry", "lowering", "bilinear"},
+    "rules": set(),
+    "initializers": {"geometry"},
+    "regularizers": set(),
+    "constraints": set(),
+    "transforms": {"rules", "regularizers", "constraints"},
+    "linen": {*CORE, "initializers", "rules"},
+    "nnx": {*CORE, "initializers", "rules"},
+    "lax": CORE,
+    "interop": CORE,
+    # All that is public: any module but itself and the package's own start.
+    "bench": {name for name in MODULES if not name.startswith("_") and name != "bench"},
+    "__init__": set(MODULES) - {"__init__", "bench"},
+}
+
+# What each module may import of others, the standard library apart. Optional packages are only
+# for the bench, which compares with them.
+OTHERS: dict[str, set[str]] = {
+    "geometry": set(),
+    "transforms": {"jax", "optax"},
+    "linen": {"jax", "flax"},
+    "nnx": {"jax", "flax"},
+    "interop": {"jax", "numpy"},
+    "initializers": {"jax", "numpy"},
+    "bench": {"jax", "numpy", "flax", "optax", "equinox", "keras", "tensorflow", "torch", "rich"},
+    "__init__": set(),
+}
+OTHERS_BY_DEFAULT = {"jax", "numpy"}
+
+# What an adapter may call of array libraries: names of types and shapes, and arrays put in order.
+# All that computes belongs to the core.
+NO_NUMERICS = {
+    "asarray", "array", "dtype", "shape", "ndim", "size", "result_type", "promote_types",
+    "issubdtype", "canonicalize_dtype", "isdtype", "zeros", "ones", "reshape", "expand_dims",
+    "squeeze", "transpose", "swapaxes", "moveaxis", "flip", "ascontiguousarray",
+    "ShapeDtypeStruct", "eval_shape", "make_user_context", "key", "Precision",
+    "canonicalize_precision", "ConvDimensionNumbers", "conv_dimension_numbers",
+    # sums of what other functions computed: losses
+    "sum", "add",
+}  # fmt: skip
+
+
+def parse(name: str) -> ast.Module:
+    return ast.parse((SOURCE / f"{name}.py").read_text())
+
+
+def imported(tree: ast.Module) -> Iterator[str]:
+    """Dotted names of all that is imported, at the top or within functions."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import(names=names):
+                yield from (alias.name for alias in names)
+            case ast.ImportFrom(module=module, names=names, level=level):
+                base = ".".join(part for part in ("upconv" if level else "", module or "") if part)
+                yield from (f"{base}.{alias.name}" for alias in names)
+
+
+def of_upconv(tree: ast.Module) -> set[str]:
+    """The modules of upconv among them."""
+    dotted = [name.split(".") for name in imported(tree)]
+    return {parts[1] if len(parts) > 1 else "__init__" for parts in dotted if parts[0] == "upconv"}
+
+
+def of_others(tree: ast.Module) -> set[str]:
+    roots = {name.split(".")[0] for name in imported(tree)}
+    return roots - {"upconv"} - sys.stdlib_module_names
+
+
+def numerics(tree: ast.Module) -> set[str]:
+    """What is called of jax, jax.numpy, jax.lax and numpy, and matrix products."""
+    # A name bound by `import jax.numpy as jnp` or `from jax import lax`, and what it stands for.
+    bound = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            bound |= {a.asname or a.name.split(".")[0]: a.name for a in node.names}
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            bound |= {a.asname or a.name: f"{node.module}.{a.name}" for a in node.names}
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.MatMult):
+            found.add("@")
+        if isinstance(node, ast.Call):
+            name, _, rest = ast.unparse(node.func).partition(".")
+            package, *path = f"{bound.get(name, name)}.{rest}".rstrip(".").split(".")
+            # Functions of trees take containers apart; they do not compute.
+            if package in ("jax", "numpy") and path[0] not in ("tree", "tree_util"):
+                found.add(path[-1])
+    return found
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_imports_only_what_it_may(name: str) -> None:
+    assert name in MAY_IMPORT, f"give {name} a place in MAY_IMPORT"
+    tree = parse(name)
+    modules = of_upconv(tree)
+    if name == "bench":
+        modules.discard("__init__")  # `import upconv`, what users do
+    # `from upconv import conv` names a function of the package's start, not a module.
+    assert modules <= MAY_IMPORT[name], f"{name} may not import {modules - MAY_IMPORT[name]}"
+    others = of_others(tree)
+    allowed = OTHERS.get(name, OTHERS_BY_DEFAULT)
+    assert others <= allowed, f"{name} may not import {others - allowed}"
+
+
+def test_the_order_of_the_core_has_no_cycle() -> None:
+    """Every module has only modules before it, in some order."""
+    left = {name: of_upconv(parse(name)) & set(MODULES) for name in MODULES}
+    while left:
+        free = {name for name, needs in left.items() if not needs & left.keys()}
+        assert free, f"these import each other: {sorted(left)}"
+        left = {name: needs for name, needs in left.items() if name not in free}
+
+
+@pytest.mark.parametrize("name", sorted(ADAPTERS.intersection(MODULES)))
+def test_an_adapter_has_no_numerics_of_its_own(name: str) -> None:
+    computed = numerics(parse(name)) - NO_NUMERICS
+    assert not computed, f"{name} computes with {sorted(computed)}; that belongs to the core"
+
+
+def test_the_rules_of_the_house_are_seen_to_be_broken() -> None:
+    """The checks themselves: each kind of import and call is found."""
+    tree = ast.parse(
+        "import os, torch.nn\n"
+        "from upconv import nnx\n"
+        "from upconv.linen import rules\n"
+        "from . import lowering\n"
+        "from .bilinear import conv\n"
+        "def late():\n"
+        "    import upconv.bench\n"
+        "    from jax import lax\n"
+        "    import numpy as np\n"
+        "    import jax\n"
+        "    return lax.dot(np.linalg.inv(x), jax.numpy.exp(x)) @ os.path.join(x)\n"
+    )
+    assert of_upconv(tree) == {"nnx", "linen", "lowering", "bilinear", "bench"}
+    assert of_others(tree) == {"torch", "jax", "numpy"}
+    assert numerics(tree) == {"dot", "inv", "exp", "@"}
+
+
+def test_only_modules_stand_in_the_package() -> None:
+    entries = {path.name for path in SOURCE.iterdir()} - {"__pycache__"}
+    assert entries == {*(f"{name}.py" for name in MODULES), "py.typed"}
+    assert {"geometry", "functional", "bilinear", "lowering", "linen", "transforms"} <= {*MODULES}
+
+
+def test_only_what_is_designed_stands_at_the_top() -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a checkout")
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout.splitlines()  # fmt: skip
+    top = {path.split("/")[0] for path in listed}
+    required = {
+        ".ci", ".gitignore", "CHANGELOG.md", "LICENSE", "Makefile", "README.md", "configs",
+        "examples", "pyproject.toml", "src", "tests",
+    }  # fmt: skip
+    optional = {"benchmarks", "docs", ".github", "CONTRIBUTING.md", "CITATION.cff"}
+    assert required <= top
+    assert top <= required | optional
+
+
+def test_importing_upconv_loads_no_other_framework() -> None:
+    script = (
+        "import sys, upconv, upconv.linen, upconv.transforms\n"
+        "print(*{name.split('.')[0] for name in sys.modules})"
+    )
+    environment = {"PYTHONPATH": str(SOURCE.parent), "PATH": "", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script],
+        env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    loaded = set(done.stdout.split())
+    assert {"upconv", "jax", "flax", "optax"} <= loaded
+    assert not loaded & {"torch", "tensorflow", "tf_keras", "keras", "equinox", "haiku", "onnx"}
+
+
+def test_only_jax_flax_and_optax_are_needed_to_run() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = [requirement.split(">=")[0] for requirement in project["dependencies"]]
+    assert sorted(names) == ["flax", "jax", "jaxlib", "optax"]

@@ -1,0 +1,95 @@
+"""What the README shows is run, and what it points to exists."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from upconv.transforms import penalty
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def example() -> dict[str, Any]:
+    """The names that the README's Python leaves behind."""
+    blocks = re.findall(r"^```python\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+    assert len(blocks) == 1
+    namespace: dict[str, Any] = {}
+    exec(compile(blocks[0], "README.md", "exec"), namespace)
+    return namespace
+
+
+def norms(kernel: jax.Array) -> np.ndarray:
+    """Of each filter."""
+    return np.sqrt(np.sum(np.square(np.asarray(kernel, np.float64)), axis=(0, 1, 3)))
+
+
+def test_the_example_keeps_its_constraint(example: dict[str, Any]) -> None:
+    before = example["model"].init(jax.random.key(1), example["x"])["params"]
+    assert (norms(before["layers_1"]["kernel"]) > 1.0).all()
+    np.testing.assert_allclose(norms(example["params"]["layers_1"]["kernel"]), 1.0, rtol=1e-5)
+
+
+def test_the_example_regularizes(example: dict[str, Any]) -> None:
+    """The first step of its optimizer is that of the penalized loss, where nothing constrains."""
+    model, x, y = example["model"], example["x"], example["y"]
+    before = model.init(jax.random.key(1), x)["params"]
+
+    def loss(params: Any) -> jax.Array:
+        fit = optax.l2_loss(model.apply({"params": params}, x), y).mean()
+        return fit + penalty(params, example["rules"](model, x))
+
+    plain = optax.adam(1e-3)
+    gradient = jax.grad(loss)(before)
+    updates, _ = plain.update(gradient, plain.init(before), before)
+    expected = optax.apply_updates(before, updates)["layers_0"]["kernel"]
+    got = example["params"]["layers_0"]["kernel"]
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+    assert float(penalty(before, example["rules"](model, x))) > 0
+
+
+def test_the_example_goes_on_to_learn(example: dict[str, Any]) -> None:
+    model, optimizer = example["model"], example["optimizer"]
+    x, y = example["x"], example["y"]
+
+    def loss(params: Any) -> jax.Array:
+        return optax.l2_loss(model.apply({"params": params}, x), y).mean()
+
+    @jax.jit
+    def step(params: Any, state: Any) -> tuple[Any, Any]:
+        updates, state = optimizer.update(jax.grad(loss)(params), state, params)
+        return optax.apply_updates(params, updates), state
+
+    params, state = example["params"], example["state"]
+    for _ in range(20):
+        params, state = step(params, state)
+    assert float(loss(params)) < 0.9 * float(example["loss"])
+    assert jnp.shape(model.apply({"params": params}, x)) == y.shape
+
+
+@pytest.mark.parametrize("target", re.findall(r"\]\(([^)#:]+)\)", README))
+def test_what_the_readme_links_to_exists(target: str) -> None:
+    assert (ROOT / target).exists()
+
+
+def test_the_commands_of_the_readme_are_targets_of_make() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"\bmake ([a-z]+)\b(?=`|  )", README))
+    assert {"demo", "test", "parity", "lint"} <= targets
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+
+
+def test_the_picture_is_small() -> None:
+    pictures = list((ROOT / "docs" / "images").glob("*.png"))
+    assert pictures
+    assert all(path.stat().st_size < 60_000 for path in pictures)
