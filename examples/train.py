@@ -168,7 +168,7 @@ def make_step(
 
     def loss_fn(params: Params, batch: jax.Array) -> jax.Array:
         # The squared error of a sigmoid has a plateau where everything is black; this has none.
-        logits = model.apply({"params": params}, batch)
+        logits: Any = model.apply({"params": params}, batch)
         return optax.sigmoid_binary_cross_entropy(logits, batch).mean()
 
     @partial(jax.jit, donate_argnums=0)
@@ -183,7 +183,11 @@ def make_step(
 
 def make_decode(model: models.Autoencoder) -> Callable[[Params, jax.Array], np.ndarray]:
     """What a model makes of images, in pieces that fit into memory."""
-    apply = jax.jit(lambda params, x: jax.nn.sigmoid(model.apply({"params": params}, x)))
+
+    @jax.jit
+    def apply(params: Params, x: jax.Array) -> jax.Array:
+        logits: Any = model.apply({"params": params}, x)
+        return jax.nn.sigmoid(logits)
 
     def decode(params: Params, images: jax.Array) -> np.ndarray:
         starts = range(0, len(images), EVALUATED_AT_ONCE)

@@ -236,7 +236,7 @@ def test_every_config_loads_and_says_how_to_run_it(path: Path) -> None:
 def test_declared_objects_are_those_of_the_library() -> None:
     config = configs.load(DIGITS)
     constraint = configs.declared(config.model.kernel_constraint, constraints)
-    assert constraint == constraints.MaxNorm(2.0, axis=(0, 1, 3))
+    assert constraint == constraints.MaxNorm(1.5, axis=(0, 1, 3))
     assert configs.declared("L1L2(l1=0.5, l2=2)", regularizers) == regularizers.L1L2(0.5, 2)
     assert configs.declared("NonNeg()", constraints) == constraints.NonNeg()
     assert configs.declared(None, constraints) is None
