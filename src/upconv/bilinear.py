@@ -157,6 +157,10 @@ def _batch(
     holders = {result, *(name for name, dim in zip(names, dims, strict=True) if dim is not None)}
     (role,) = (r for r in ROLES if {o for o in AXES if r in AXES[o]} == holders)
     size = next(a.shape[d] for a, d in zip(args, dims, strict=True) if d is not None)
+    if size == 0:  # groups and channels could not be told apart again
+        one = [_without(a, d) for a, d in zip(args, dims, strict=True)]
+        out = jax.eval_shape(functools.partial(p.bind, geometry=geometry, **params), *one)
+        return jnp.zeros((0, *out.shape), out.dtype), 0
     lhs, rhs = (
         a if d is None else _fold(name, role, jnp.moveaxis(a, d, 0), geometry.groups)
         for name, a, d in zip(names, args, dims, strict=True)
@@ -167,6 +171,14 @@ def _batch(
 
 
 ROLES = ("batch", "in", "out", "group")
+
+
+def _without(a: jax.Array, axis: int | None) -> jax.ShapeDtypeStruct:
+    """What is left of ``a`` when one axis is mapped over."""
+    shape = list(a.shape)
+    if axis is not None:
+        del shape[axis]
+    return jax.ShapeDtypeStruct(shape, a.dtype)
 
 
 def _fold(operand: str, role: str, a: jax.Array, groups: int) -> jax.Array:

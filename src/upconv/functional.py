@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.export import is_symbolic_dim
 
 from upconv import bilinear, geometry, lowering
 from upconv.geometry import Geometry, Padding, Size
@@ -184,26 +185,29 @@ def output_shape(
     >>> output_shape((32, 7, 7, 64), 16, 4, strides=2, padding="same")
     (32, 14, 14, 16)
     """
-    rank = len(input_shape) - 2 if isinstance(kernel_size, int) else len(kernel_size)
-    if not 1 <= rank <= 3:
+    shape = _check_shape(input_shape)
+    one = not isinstance(kernel_size, Sequence)
+    kernel_size = geometry.per_axis(
+        "kernel_size", kernel_size, len(shape) - 2 if one else len(kernel_size)
+    )
+    rank = len(kernel_size)
+    if not 1 <= rank <= 3 or len(shape) < rank + 1:
         raise ValueError(
-            f"kernel_size must have 1 to 3 spatial axes, got {kernel_size!r} "
-            f"with input_shape {tuple(input_shape)}"
-        )
-    if len(input_shape) < rank + 1:
-        raise ValueError(
-            f"input_shape must have at least {rank + 1} axes ({rank} spatial and the channels), "
-            f"got {tuple(input_shape)}"
+            "input_shape must be (*batch, *spatial, channels) or (*batch, channels, *spatial) "
+            f"with 1 to 3 spatial axes, those of kernel_size, got {shape} "
+            f"and kernel_size {kernel_size}"
         )
     last = _channels_last(data_format)
-    batch, spatial, channels = _split(tuple(input_shape), rank, last)
+    batch, spatial, channels = _split(shape, rank, last)
+    if channels == 0:
+        raise ValueError(f"input_shape must have at least one channel, got {shape}")
     groups = _check_groups(groups, channels)
     filters = geometry.integer("filters", filters, minimum=1)
     if filters % groups != 0:
         raise ValueError(f"groups must divide filters = {filters}, got {groups}")
     geo = geometry.transposed(
         spatial,
-        geometry.per_axis("kernel_size", kernel_size, rank),
+        kernel_size,
         strides=strides,
         padding=padding,
         output_padding=output_padding,
@@ -235,14 +239,7 @@ def _numerics(
 ) -> Numerics:
     if name not in lowering.LOWERINGS:
         raise ValueError(f"lowering must be one of {lowering.LOWERINGS}, got {name!r}")
-    common = jnp.result_type(x, kernel)
-    if dtype is None:
-        dtype = common
-    elif jnp.issubdtype(common, jnp.inexact) and not jnp.issubdtype(dtype, jnp.inexact):
-        raise ValueError(
-            f"preferred_element_type must be able to hold {common}, got {jnp.dtype(dtype)}"
-        )
-    return Numerics(name, tuple(precision) if isinstance(precision, list) else precision, jnp.dtype(dtype))
+    return Numerics(name, _check_precision(precision), _check_dtype(dtype, x, kernel))
 
 
 # ------------------------------------------------------------------ circular padding
@@ -263,7 +260,9 @@ def _wrap(full: jax.Array, geo: Geometry) -> jax.Array:
 def _unwrap(y: jax.Array, geo: Geometry) -> jax.Array:
     """The transpose of `_wrap`: repeat ``y`` periodically to the full length."""
     for axis, (full, lo) in enumerate(zip(geo.full_size, geo.crop, strict=True), start=1):
-        turns = -(-full // y.shape[axis])
+        size = y.shape[axis]
+        # A symbolic length is taken to be no shorter than the overhang; the slice checks it.
+        turns = 2 if is_symbolic_dim(size) else -(-full // size)
         y = jnp.concatenate([jnp.roll(y, lo, axis)] * turns, axis)
         y = jax.lax.slice_in_dim(y, 0, full, axis=axis)
     return y
@@ -328,6 +327,43 @@ def _check_input(name: str, a: jax.Array, rank: int, last: bool) -> tuple[tuple[
         )
     _, spatial, channels = _split(a.shape, rank, last)
     return spatial, channels
+
+
+def _check_shape(shape: Any) -> tuple[Size, ...]:
+    if not isinstance(shape, Sequence):
+        raise TypeError(f"input_shape must be a sequence of sizes, got {shape!r}")
+    if not all(is_symbolic_dim(n) or hasattr(n, "__index__") for n in shape):
+        raise TypeError(f"input_shape must hold integers or symbolic dimensions, got {shape!r}")
+    return tuple(shape)
+
+
+def _check_precision(precision: Any) -> Any:
+    """A precision that is hashable, as `jax.lax.conv_general_dilated` takes it."""
+    if precision is None:
+        return None
+    pair = tuple(precision) if isinstance(precision, tuple | list) else (precision,) * 2
+    try:
+        lhs, rhs = (jax.lax.Precision(p.lower() if isinstance(p, str) else p) for p in pair)
+    except ValueError:
+        raise ValueError(
+            "precision must be None, a jax.lax.Precision or its name, or a pair of these, "
+            f"got {precision!r}"
+        ) from None
+    return lhs, rhs
+
+
+def _check_dtype(dtype: Any, x: jax.Array, kernel: jax.Array) -> Any:
+    """The dtype of the result."""
+    common = jnp.result_type(x, kernel)
+    if dtype is None:
+        return common
+    try:
+        dtype = jax.dtypes.canonicalize_dtype(dtype)
+    except TypeError:
+        raise TypeError(f"preferred_element_type must be a dtype, got {dtype!r}") from None
+    if jnp.issubdtype(common, jnp.inexact) and not jnp.issubdtype(dtype, jnp.inexact):
+        raise ValueError(f"preferred_element_type must be able to hold {common}, got {dtype}")
+    return dtype
 
 
 def _check_groups(groups: int, channels: Size) -> int:

@@ -163,7 +163,7 @@ def _subpixel(x: jax.Array, w: jax.Array, g: Geometry, num: Numerics) -> jax.Arr
         ],
         feature_group_count=g.groups,
     )
-    z = z.reshape(*z.shape[:-1], g.groups, *g.strides, -1)
+    z = z.reshape(*z.shape[:-1], g.groups, *g.strides, w.shape[-2])
     z = _merge_last(jnp.moveaxis(z, g.rank + 1, -2))
     return _interleave(z, [lo - a * s for lo, a, s in zip(g.crop, first, g.strides, strict=True)], g)
 
