@@ -82,7 +82,7 @@ OUTPUT: list[tuple[dict[str, Any], type[Exception], list[str]]] = [
     ),
     ({"output_size": 3, "padding": "same"}, ValueError, ["output_size", "3"]),
     ({"output_size": (10, 9), "strides": 2, "padding": "same"}, ValueError, ["output_size", "9"]),
-    ({"output_size": (10, 6), "strides": 2, "padding": "same"}, ValueError, ["output_size", "6"]),
+    ({"output_size": (10, 5), "strides": 2, "padding": "same"}, ValueError, ["output_size", "5"]),
     ({"output_size": (13, 8), "strides": 2}, ValueError, ["output_size", "13"]),
     ({"output_size": (10, 8), "strides": 2}, ValueError, ["output_size", "10"]),
     ({"output_size": (10, 7), "strides": 2, "padding": "causal"}, ValueError, ["output_size", "7"]),
@@ -133,7 +133,7 @@ SHAPES: list[tuple[tuple[int, ...], tuple[int, ...], dict[str, Any], list[str]]]
     ((2, 5, 4, 3), KERNEL, {"data_format": "channels_first"}, ["x", "kernel", "5", "3"]),
     (X, KERNEL, {"groups": 2}, ["groups", "2", "3"]),
     ((2, 5, 4, 4), (3, 2, 6, 4), {"groups": 3}, ["groups", "3", "4"]),
-    ((2, 5, 4, 0), (3, 2, 6, 0), {}, ["channel", "0"]),
+    ((2, 5, 4, 0), (3, 2, 6, 0), {}, ["kernel", "(3, 2, 6, 0)"]),
     (X, (3, 2, 0, 3), {}, ["kernel", "(3, 2, 0, 3)"]),
     # empty axes: of the kernel and of the image
     (X, (0, 2, 6, 3), {}, ["kernel", "0"]),
@@ -241,6 +241,12 @@ def test_shapes_of_conv(
         (((2, 5, 4, 3), 4, ()), ValueError, ["kernel_size", "()"]),
         (((2, 5, 4, 3), 4, (1, 1, 1, 1)), ValueError, ["kernel_size", "(1, 1, 1, 1)"]),
         (((2, 5, 4, 3), 4, "3"), TypeError, ["kernel_size", "'3'"]),
+        (((2, 5, 4, 3), 4, 3.0), TypeError, ["kernel_size", "3.0"]),
+        (((2, 5, 4, 3), 4, True), TypeError, ["kernel_size", "True"]),
+        (((2, 5, 4, 3), 4, None), TypeError, ["kernel_size", "None"]),
+        ((7, 4, 3), TypeError, ["input_shape", "7"]),
+        (((2, 5.0, 4, 3), 4, 3), TypeError, ["input_shape", "5.0"]),
+        (((2, 5, 4, 0), 4, 3), ValueError, ["input_shape", "(2, 5, 4, 0)"]),
         (((4, 3), 4, (3, 3)), ValueError, ["input_shape", "(4, 3)"]),
         (((4, 3), 4, 3), ValueError, ["input_shape", "(4, 3)"]),
         (((2, 2, 2, 2, 2, 2, 3), 4, 3), ValueError, ["(2, 2, 2, 2, 2, 2, 3)"]),
@@ -277,6 +283,7 @@ def test_integers_of_numpy_are_integers() -> None:
         floats(X), floats(KERNEL), strides=np.int64(2), padding=(np.int32(1), (0, np.uint8(1)))
     )
     assert y.shape == (2, 9, 7, 6)
+    assert upconv.output_shape(X, np.int64(6), np.int64(3), groups=np.int32(3)) == (2, 7, 6, 6)
 
 
 @pytest.mark.parametrize("x", ["image", None, object()], ids=["str", "None", "object"])
