@@ -11,9 +11,10 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import operator
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import flax.linen as nn
 import jax
@@ -101,7 +102,7 @@ class _ConvTranspose(nn.Module):
 
         kernel = self._parameter(
             "kernel",
-            (*self.kernel_size, self.filters // self.groups, c_in),
+            (*cast("tuple[int, ...]", self.kernel_size), self.filters // self.groups, c_in),
             self.kernel_initializer or glorot_uniform(groups=self.groups),
             Rule(self.kernel_regularizer, self.kernel_constraint),
         )
@@ -182,7 +183,7 @@ class _ConvTranspose(nn.Module):
 
             return self.variable("non_trainable", name, initial).value
 
-        declares = rule != Rule()
+        declares = rule.regularizer is not None or rule.constraint is not None
 
         def boxed(key: jax.Array) -> Any:
             value = initializer(key, shape, self.param_dtype)
@@ -195,7 +196,7 @@ class _ConvTranspose(nn.Module):
             return
         batch_size = math.prod(outputs.shape[: -1 - self.rank])
         loss = self.activity_regularizer(outputs) / batch_size
-        self.sow("losses", "activity", loss, init_fn=lambda: 0.0, reduce_fn=jnp.add)
+        self.sow("losses", "activity", loss, init_fn=lambda: 0.0, reduce_fn=operator.add)
 
     def _check_channels(self, c_in: int) -> None:
         if self.has_variable(self._collection, "kernel"):
@@ -230,7 +231,7 @@ class _ConvTranspose(nn.Module):
         output_padding = self.output_padding
         if output_padding is not None:
             output_padding = geometry.per_axis("output_padding", output_padding, rank, minimum=0)
-        fields = {
+        fields: dict[str, Any] = {
             "filters": filters,
             "groups": groups,
             "kernel_size": geometry.per_axis("kernel_size", self.kernel_size, rank),
@@ -375,7 +376,8 @@ def rules(
     abstract = {i: leaf for i, leaf in enumerate(leaves) if _is_array(leaf)}
 
     def init(rngs: Any, arrays: Mapping[int, jax.Array]) -> Any:
-        args, kwargs = treedef.unflatten([arrays.get(i, leaf) for i, leaf in enumerate(leaves)])
+        filled = [arrays.get(i, leaf) for i, leaf in enumerate(leaves)]
+        args, kwargs = jax.tree.unflatten(treedef, filled)
         return module.init(rngs, *args, method=method, **kwargs)
 
     with _boxing(True):

@@ -178,6 +178,7 @@ def _store_factor(record: Any, name: str) -> None:
     value = getattr(record, name)
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a real number, got {value!r}")
-    if not (math.isfinite(value) and value >= 0):
+    number = float(value)
+    if not 0 <= number < math.inf:
         raise ValueError(f"{name} must be finite and not negative, got {value!r}")
-    object.__setattr__(record, name, float(value))
+    object.__setattr__(record, name, number)
