@@ -249,8 +249,9 @@ def test_scope_name(rng: np.random.Generator) -> None:
 
 
 def test_graph_is_deprecated() -> None:
-    with pytest.warns(DeprecationWarning, match="graph is deprecated"):
+    with pytest.warns(DeprecationWarning, match="graph is deprecated") as caught:
         assert layer().graph is None
+    assert caught[0].filename == __file__  # whoever asked is told, not Flax
 
 
 def test_compute_output_shape() -> None:

@@ -156,9 +156,8 @@ class _ConvTranspose(nn.Module):
     @property
     def graph(self) -> None:
         """Deprecated, as in TensorFlow: JAX has no graph that a layer could belong to."""
-        warnings.warn(
-            "graph is deprecated: layers do not track a graph", DeprecationWarning, stacklevel=2
-        )
+        message = "graph is deprecated: layers do not track a graph"
+        warnings.warn(message, DeprecationWarning, stacklevel=3)  # past Flax's wrapper
 
     @property
     def _geometry(self) -> dict[str, Any]:
