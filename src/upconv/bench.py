@@ -880,7 +880,7 @@ def show_maps(layer: Layer, records: Iterable[Mapping[str, Any]]) -> None:
 # ------------------------------------------------------------------ chart
 
 # In tones between white and black, legible on both; no background.
-TEXT, GRID = "#76808c", "#76808c"
+TEXT = "#76808c"
 FAMILIES = ((ON_JAX, "#2f81f7"), (ELSEWHERE, "#d2691e"))
 FONTS = "system-ui, -apple-system, Segoe UI, Helvetica, Arial, sans-serif"
 NAMES = {"torch_channels_last": "torch", "keras": "keras (jax)"}
@@ -906,7 +906,7 @@ def chart(results: Results, layers: Mapping[str, Layer], subtitle: str) -> str:
     parts = []
     for tick in _ticks(low, high):
         x = place(tick)
-        parts.append(_line(x, TOP - 4, bottom, 1.5 if tick == 1 else 0.5))
+        parts.append(_line(x, TOP - 4, bottom, 1 if tick == 1 else 0.3))
         parts.append(_text(x, bottom + 14, f"{tick:g}{TIMES}", "middle"))
     for row, (name, rows) in enumerate(results.items()):
         y = TOP + pitch * row + GAP / 2
@@ -925,7 +925,7 @@ def chart(results: Results, layers: Mapping[str, Layer], subtitle: str) -> str:
         x = LEFT + index * 250
         parts.append(f'<rect x="{x}" y="40" width="10" height="10" fill="{color}"/>')
         parts.append(_text(x + 16, 49, f"fastest of {', '.join(there)}"))
-    title = "Time of a training step over upconv's"
+    title = "Time of a training step, in multiples of upconv's"
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {bottom + 24}"',
@@ -954,9 +954,9 @@ def _text(
     )
 
 
-def _line(x: float, top: float, bottom: float, width: float) -> str:
+def _line(x: float, top: float, bottom: float, opacity: float) -> str:
     ends = f'x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{bottom}"'
-    return f'<line {ends} stroke="{GRID}" stroke-width="{width}"/>'
+    return f'<line {ends} stroke="{TEXT}" stroke-opacity="{opacity}"/>'
 
 
 def _bar(start: float, end: float, y: float, color: str, label: str) -> str:
@@ -1026,6 +1026,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     report: dict[str, Any] = {
         "environment": environment(),
         "dtype": args.dtype,
+        "quick": args.quick,
         "effort": effort._asdict(),
         "layers": {name: dataclasses.asdict(layer) for name, layer in layers.items()},
     }

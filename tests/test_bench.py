@@ -1,0 +1,365 @@
+"""The benchmark: its layers, its arithmetic, and that it runs beside every peer."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from xml.etree import ElementTree
+
+import jax
+import numpy as np
+import pytest
+
+from upconv import bench, lowering
+
+SOURCE = Path(__file__).parents[1] / "src"
+
+# Input, kernel, stride and output, by hand.
+LAYERS = {
+    "dcgan1": ((32, 4, 4, 512), (4, 4, 256, 512), 2, (32, 8, 8, 256)),
+    "dcgan2": ((32, 8, 8, 256), (4, 4, 128, 256), 2, (32, 16, 16, 128)),
+    "dcgan3": ((32, 16, 16, 128), (4, 4, 64, 128), 2, (32, 32, 32, 64)),
+    "dcgan4": ((32, 32, 32, 64), (4, 4, 3, 64), 2, (32, 64, 64, 3)),
+    "odd5x5": ((32, 16, 16, 128), (5, 5, 64, 128), 2, (32, 32, 32, 64)),
+    "unet2x2": ((2, 64, 64, 128), (2, 2, 64, 128), 2, (2, 128, 128, 64)),
+    "unet3x3": ((2, 64, 64, 128), (3, 3, 64, 128), 2, (2, 128, 128, 64)),
+    "fsrcnn": ((1, 96, 96, 56), (9, 9, 1, 56), 3, (1, 288, 288, 1)),
+    "fcn": ((1, 16, 16, 21), (32, 32, 21, 21), 16, (1, 256, 256, 21)),
+    "stride1": ((2, 64, 64, 128), (3, 3, 64, 128), 1, (2, 64, 64, 64)),
+    "large": ((1, 128, 128, 64), (4, 4, 64, 64), 2, (1, 256, 256, 64)),
+    "conv1d": ((4, 256, 256), (16, 128, 256), 8, (4, 2048, 128)),
+    "conv3d": ((1, 12, 12, 12, 64), (3, 3, 3, 32, 64), 2, (1, 24, 24, 24, 32)),
+}
+
+
+def test_the_layers_are_those_that_the_goals_were_set_for() -> None:
+    layers = bench.LAYERS.values()
+    found = {x.name: (x.input_shape, x.kernel_shape, x.stride, x.output_shape) for x in layers}
+    assert found == LAYERS
+    assert [layer.name for layer in layers if layer.padding != "same"] == ["unet2x2"]
+
+
+def test_tiny_layers_keep_their_windows() -> None:
+    for layer in bench.LAYERS.values():
+        tiny = layer.tiny
+        assert (tiny.kernel_size, tiny.stride, tiny.padding) == (
+            layer.kernel_size,
+            layer.stride,
+            layer.padding,
+        )
+        assert np.prod(tiny.input_shape) <= 500
+
+
+# ------------------------------------------------------------------ a run
+
+
+@pytest.fixture
+def main(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """`bench.main`, which leaves nothing behind."""
+    for name in ("TF_CPP_MIN_LOG_LEVEL", "XLA_PYTHON_CLIENT_PREALLOCATE"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+    cached = jax.config.jax_enable_compilation_cache
+    yield bench.main
+    jax.config.update("jax_enable_compilation_cache", cached)
+
+
+def test_a_quick_run_writes_what_it_measured(
+    main: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record, picture = tmp_path / "new" / "cpu.json", tmp_path / "speed.svg"
+    options = ["--quick", "--layers", "unet2x2,conv1d", "--peers", "flax,lax"]
+    main([*options, "--json", str(record), "--chart", str(picture)])
+
+    report = json.loads(record.read_text())
+    assert set(report) == {
+        "environment", "dtype", "quick", "effort", "layers", "results", "ratios", "summary",
+    }  # fmt: skip
+    assert set(report["environment"]) == {
+        "date", "python", "versions", "device", "cpu", "cores",
+    }  # fmt: skip
+    assert report["environment"]["versions"]["jax"] == jax.__version__
+    assert os.uname().nodename not in record.read_text()
+    assert str(tmp_path) not in record.read_text()
+    assert list(report["results"]) == list(report["layers"]) == ["unet2x2", "conv1d"]
+
+    timed = {"forward_ms", "forward_spread", "step_ms", "step_spread"}
+    of_jax = {*timed, "compile_ms", "temp_ratio", "loss"}
+    for rows in report["results"].values():
+        assert {name: set(row) for name, row in rows.items()} == {
+            "upconv": {*of_jax, "hvp_ms", "hvp_spread"},
+            "flax": of_jax,
+            "lax": of_jax,
+        }
+        assert all(value > 0 for row in rows.values() for value in row.values())
+        # Both crop evenly here, so that flax and lax align as we do.
+        losses = [row["loss"] for row in rows.values()]
+        np.testing.assert_allclose(losses, losses[0], rtol=1e-4)
+    for kind in ("forward", "step"):
+        for peer, by_layer in report["ratios"][kind].items():
+            for layer, ratio in by_layer.items():
+                rows = report["results"][layer]
+                assert ratio == rows[peer][f"{kind}_ms"] / rows["upconv"][f"{kind}_ms"]
+    assert report["ratios"]["hvp"] == {}
+
+    shown = capsys.readouterr().out
+    assert "unet2x2: 2×5×5×4 → 3, 2×2 / 2" in shown  # noqa: RUF001
+    assert "summary" in shown
+    assert ElementTree.parse(picture).getroot().tag == "{http://www.w3.org/2000/svg}svg"
+
+
+def test_every_way_of_every_map_is_timed(main: Any, tmp_path: Path) -> None:
+    record = tmp_path / "maps.json"
+    main(["--quick", "--maps", "--layers", "unet3x3", "--json", str(record)])
+    maps = json.loads(record.read_text())["maps"]
+    tables = {
+        "transpose": lowering.TRANSPOSE,
+        "strided": lowering.STRIDED,
+        "kernel_grad": lowering.KERNEL_GRAD,
+    }
+    for name, table in tables.items():
+        entries = [entry for entry in maps if entry["map"] == name]
+        assert [entry["way"] for entry in entries] == list(table)
+        assert sum(entry["taken"] for entry in entries) == 1
+        assert all(entry["call_ms"] > 0 and entry["compile_ms"] > 0 for entry in entries)
+
+
+ELSEWHERE = ("equinox", "keras", "torch", "torch_channels_last", "tensorflow")
+
+
+@pytest.mark.parity
+def test_all_peers_compute_the_same(tmp_path: Path) -> None:
+    """In a process of its own: Keras must run on JAX, and other tests have it run on another."""
+    missing = {p for p in ELSEWHERE if importlib.util.find_spec(bench.PEERS[p].package) is None}
+    if missing:
+        required = os.environ.get("UPCONV_REQUIRE_PARITY") == "1"
+        (pytest.fail if required else pytest.skip)(f"not installed: {missing}")
+    record, layers = tmp_path / "quick.json", ("unet2x2", "conv1d", "conv3d")
+    options = ["--quick", "--layers", ",".join(layers), "--peers", ",".join(ELSEWHERE)]
+    environment = {name: value for name, value in os.environ.items() if name != "KERAS_BACKEND"}
+    done = subprocess.run(
+        [sys.executable, "-m", "upconv.bench", *options, "--json", str(record)],
+        env={**environment, "PYTHONPATH": str(SOURCE)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "cannot do" not in done.stdout
+    assert "left out" not in done.stdout
+
+    results = json.loads(record.read_text())["results"]
+    for name in layers:  # the benchmark itself compares the shapes
+        losses = {peer: row["loss"] for peer, row in results[name].items()}
+        expected = {"upconv", *ELSEWHERE} - ({"torch_channels_last"} if name == "conv1d" else set())
+        assert set(losses) == expected
+        aligned = ["keras", "tensorflow"]
+        if name != "conv3d":  # where the crop is odd, the others have its larger half at the start
+            aligned = sorted(expected)
+        np.testing.assert_allclose([losses[p] for p in aligned], losses["upconv"], rtol=1e-4)
+    assert {"hvp_ms", "hvp_spread"} <= set(results["conv3d"]["torch_channels_last"])
+
+
+# ------------------------------------------------------------------ measuring
+
+
+def test_turns_are_interleaved_and_slow_ones_are_few() -> None:
+    log = []
+
+    def clock(name: str, seconds: float) -> Any:
+        return lambda: log.append(name) or seconds
+
+    effort = bench.Effort(rounds=3, calls=2, seconds=0.0)
+    clocks = {"a": clock("a", 0.01), "slow": clock("slow", 6.0), "b": clock("b", 0.02)}
+    times = bench.measure(clocks, effort)
+    # One untimed call and two timed, in each of three rounds; of the slow one two in all.
+    assert "".join(name[0] for name in log) == "aaasbbbaaasbbbaaabbb"
+    assert times == {"a": [0.01] * 6, "slow": [6.0] * 2, "b": [0.02] * 6}
+
+
+def test_a_turn_lasts_its_time() -> None:
+    effort = bench.Effort(rounds=1, calls=3, seconds=0.1)
+    times = bench.measure({"a": lambda: 0.01, "b": lambda: 0.2}, effort)
+    assert 10 <= len(times["a"]) <= 11
+    assert len(times["b"]) == 3
+
+
+def test_a_stopwatch_divides_a_batch_and_waits_once() -> None:
+    log: list[str] = []
+    clock = bench.stopwatch(lambda: log.append("call"), lambda _: log.append("wait"), batch=3)
+    assert 0 < clock() < 1
+    assert log == ["call", "call", "call", "wait"]
+
+
+def test_a_row_has_the_minimum_and_the_spread() -> None:
+    assert bench.statistics_of("step", [0.003, 0.002, 0.008]) == {
+        "step_ms": 2.0,
+        "step_spread": 1.5,
+    }
+
+
+def test_another_shape_is_an_error() -> None:
+    layer = bench.LAYERS["dcgan4"]
+    task = bench.Task({}, id, channel_axis=1)
+    bench.check_shape("torch", layer, task, np.empty((32, 3, 64, 64)))
+    with pytest.raises(RuntimeError, match=r"torch gives .* for dcgan4"):
+        bench.check_shape("torch", layer, task, np.empty((32, 3, 65, 64)))
+
+
+def test_a_peer_that_fails_is_left_out_but_we_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(layer: bench.Layer, data: bench.Data, dtype: str) -> bench.Task:
+        def fail() -> None:
+            raise NotImplementedError("no such layout")
+
+        return bench.Task({"forward": fail, "step": fail}, id)
+
+    said: list[str] = []
+    tiny = bench.LAYERS["conv1d"].tiny
+    monkeypatch.setitem(bench.PEERS, "flax", bench.Peer("flax", build))
+    rows = bench.bench_layer(tiny, ["upconv", "flax"], "float32", bench.QUICK, said.append)
+    assert list(rows) == ["upconv"]
+    assert said == ["flax cannot do conv1d: NotImplementedError: no such layout"]
+    monkeypatch.setitem(bench.PEERS, "upconv", bench.Peer("upconv", build))
+    with pytest.raises(NotImplementedError):
+        bench.bench_layer(tiny, ["upconv"], "float32", bench.QUICK, said.append)
+
+
+@pytest.mark.parametrize(
+    ("name", "crop", "extra"),
+    [("dcgan1", [1, 1], [0, 0]), ("odd5x5", [2, 2], [1, 1]), ("unet2x2", [0, 0], [0, 0]),
+     ("stride1", [1, 1], [0, 0]), ("fsrcnn", [3, 3], [0, 0]), ("conv1d", [4], [0])],
+)  # fmt: skip
+def test_pytorch_crops_to_our_shape(name: str, crop: list[int], extra: list[int]) -> None:
+    assert bench._torch_crop(bench.LAYERS[name]) == (crop, extra)
+
+
+def test_pytorch_extends_where_the_kernel_is_shorter_than_the_stride() -> None:
+    assert bench._torch_crop(bench.Layer("gaps", (1, 5, 2), 3, (2,), 4)) == ([0], [2])
+
+
+# ------------------------------------------------------------------ who takes part
+
+
+def test_a_peer_that_is_not_installed_is_left_out_with_a_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    absent = bench.Peer("a_package_that_nobody_has", bench.PEERS["torch"].build)
+    monkeypatch.setitem(bench.PEERS, "torch", absent)
+    said: list[str] = []
+    assert bench.present(["flax", "torch"], said.append) == ["upconv", "flax"]
+    assert said == ["torch is left out: it is not installed"]
+
+
+def test_keras_on_another_backend_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = SimpleNamespace(backend=SimpleNamespace(backend=lambda: "tensorflow"))
+    monkeypatch.setattr(bench, "_import_keras", lambda: other)
+    assert bench._keras_obstacle() == "it was imported before, to run on tensorflow"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(["--layers", "dcgan9"], "'dcgan9' is none of dcgan1, "),
+     (["--peers", "flax,caffe"], "'caffe' is none of upconv, flax, "),
+     (["--rounds", "0"], "--rounds must be at least 1"),
+     (["--dtype", "float16"], "invalid choice")],
+)  # fmt: skip
+def test_bad_options_are_named(
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        bench.arguments(options)
+    assert message in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------ results
+
+
+def row(**values: float) -> dict[str, float]:
+    return {f"{name}_ms": float(value) for name, value in values.items()}
+
+
+RESULTS = {
+    "a": {
+        "upconv": {**row(forward=2, step=10, hvp=5, compile=30), "temp_ratio": 1.5},
+        "flax": row(forward=6, step=900, compile=60),
+        "lax": row(forward=4, step=1000, compile=60),
+        "torch": row(forward=3, step=20, hvp=20),
+        "torch_channels_last": row(forward=8, step=40, hvp=10),
+    },
+    "b": {
+        "upconv": {**row(forward=1, step=10, hvp=4, compile=80), "temp_ratio": 4.5},
+        "flax": row(forward=2, step=200, compile=40),
+        "lax": row(forward=1.5, step=100, compile=10),
+        "torch": row(forward=5, step=5, hvp=32),
+        "tensorflow": row(forward=0.75, step=8),
+    },
+}
+
+
+def test_the_summary_is_what_one_computes_by_hand() -> None:
+    found = {
+        line["what"]: (round(line["value"], 9), line["reached"], line["worst_layer"])
+        for line in bench.summary(RESULTS)
+    }
+    assert found == {
+        "step, best on JAX / ours: mean": (30, True, "b"),  # 90 and 10
+        "step, best on JAX / ours: worst": (10, True, "b"),
+        "step, best elsewhere / ours: mean": (1, True, "b"),  # 2 and 1/2
+        "forward, best of all / ours: mean": (round(1.125**0.5, 9), True, "b"),  # 3/2 and 3/4
+        "forward, flax / ours: worst": (2, True, "b"),  # 3 and 2
+        "temporary memory / operands and results: worst": (4.5, False, "b"),
+        "compilation, ours / flax: mean": (1, True, "b"),  # 1/2 and 2
+        "Hessian-vector product, torch / ours: mean": (4, True, "a"),  # 2 and 8
+    }
+
+
+def test_a_goal_without_its_peers_is_not_judged() -> None:
+    ours = {name: {"upconv": rows["upconv"]} for name, rows in RESULTS.items()}
+    assert [line["what"] for line in bench.summary(ours)] == [
+        "temporary memory / operands and results: worst"
+    ]
+
+
+def test_ratios_are_by_kind_peer_and_layer() -> None:
+    found = bench.all_ratios(RESULTS)
+    assert list(found) == ["forward", "step", "hvp"]
+    assert found["step"]["lax"] == {"a": 100.0, "b": 10.0}
+    assert found["step"]["tensorflow"] == {"b": 0.8}
+    assert found["hvp"] == {"torch": {"a": 4.0, "b": 8.0}, "torch_channels_last": {"a": 2.0}}
+
+
+def test_the_chart_has_a_bar_for_each_family_and_layer() -> None:
+    layers = {"a": bench.LAYERS["dcgan1"], "b": bench.LAYERS["conv1d"]}
+    root = ElementTree.fromstring(bench.chart(RESULTS, layers, "float32 & <others>"))
+    tag = "{http://www.w3.org/2000/svg}"
+    words = [text.text for text in root.iter(f"{tag}text")]
+    assert {"a", "b", "float32 & <others>", "fastest of flax, lax"} <= set(words)
+    times = bench.TIMES
+    assert {f"90.0{times}  flax", f"10.0{times}  lax", f"2.00{times}  torch"} <= set(words)
+
+    keys, bars = [], []
+    for rect in root.iter(f"{tag}rect"):
+        (keys if rect.get("width") == "10" else bars).append(rect)
+    assert len(keys) == 2
+    start, length = (np.array([float(bar.get(k)) for bar in bars]) for k in ("x", "width"))
+    # Logarithmic, from 1 at the left end of the first: 90, 2, 10 and 1/2 are that far from it.
+    np.testing.assert_allclose(length / length[1], np.log([90, 2, 10, 2]) / np.log(2), rtol=0.01)
+    np.testing.assert_allclose(start[:3], start[0])
+    assert start[3] + length[3] == pytest.approx(start[0], abs=0.2)
+
+
+def test_tables_need_no_rich(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    rows = {name: {**row, "step_spread": 1.1} for name, row in RESULTS["a"].items()}
+    bench.show_layer(bench.LAYERS["dcgan1"], rows)
+    bench.show_summary(bench.summary(RESULTS))
+    shown = capsys.readouterr().out
+    lines = [line.split() for line in shown.splitlines()]
+    times = ("6.00", f"3.00{bench.TIMES}", "900", f"90.0{bench.TIMES}", "1.10", "60.0")
+    assert ["flax", *times] in lines
+    assert "─" not in shown
