@@ -58,6 +58,11 @@ def test_small_norms_stay(rng: np.random.Generator) -> None:
     assert (norms(MaxNorm(0.5, PER_FILTER)(w), PER_FILTER) <= 0.5 * (1 + 1e-6)).all()
 
 
+def test_norms_near_epsilon_show_it() -> None:
+    w = np.float32([3e-7, 4e-7])
+    np.testing.assert_allclose(UnitNorm()(w), w / (5e-7 + EPSILON), rtol=1e-5)
+
+
 @pytest.mark.parametrize("constraint", ALL, ids=str)
 def test_zero_stays_zero_and_has_finite_slopes(constraint: Any, rng: np.random.Generator) -> None:
     zeros = jnp.zeros(SHAPE)
