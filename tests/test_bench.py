@@ -130,18 +130,23 @@ def test_every_way_of_every_map_is_timed(main: Any, tmp_path: Path) -> None:
         assert all(entry["call_ms"] > 0 and entry["compile_ms"] > 0 for entry in entries)
 
 
+def missing(*peers: str) -> None:
+    """Ends a test that cannot be run without them."""
+    required = os.environ.get("UPCONV_REQUIRE_PARITY") == "1"
+    (pytest.fail if required else pytest.skip)(f"not installed: {', '.join(peers)}")
+
+
 ELSEWHERE = ("equinox", "keras", "torch", "torch_channels_last", "tensorflow")
 
 
 @pytest.mark.parity
 def test_all_peers_compute_the_same(tmp_path: Path) -> None:
     """In a process of its own: Keras must run on JAX, and other tests have it run on another."""
-    missing = {p for p in ELSEWHERE if importlib.util.find_spec(bench.PEERS[p].package) is None}
-    if missing:
-        required = os.environ.get("UPCONV_REQUIRE_PARITY") == "1"
-        (pytest.fail if required else pytest.skip)(f"not installed: {missing}")
+    peers = [p for p in ELSEWHERE if importlib.util.find_spec(bench.PEERS[p].package)]
+    if absent := set(ELSEWHERE) - set(peers) - {"equinox"}:  # which parity does not install
+        missing(*absent)
     record, layers = tmp_path / "quick.json", ("unet2x2", "conv1d", "conv3d")
-    options = ["--quick", "--layers", ",".join(layers), "--peers", ",".join(ELSEWHERE)]
+    options = ["--quick", "--layers", ",".join(layers), "--peers", ",".join(peers)]
     environment = {name: value for name, value in os.environ.items() if name != "KERAS_BACKEND"}
     done = subprocess.run(
         [sys.executable, "-m", "upconv.bench", *options, "--json", str(record)],
@@ -154,13 +159,32 @@ def test_all_peers_compute_the_same(tmp_path: Path) -> None:
     results = json.loads(record.read_text())["results"]
     for name in layers:  # the benchmark itself compares the shapes
         losses = {peer: row["loss"] for peer, row in results[name].items()}
-        expected = {"upconv", *ELSEWHERE} - ({"torch_channels_last"} if name == "conv1d" else set())
+        expected = {"upconv", *peers} - ({"torch_channels_last"} if name == "conv1d" else set())
         assert set(losses) == expected
         aligned = ["keras", "tensorflow"]
         if name != "conv3d":  # where the crop is odd, the others have its larger half at the start
             aligned = sorted(expected)
         np.testing.assert_allclose([losses[p] for p in aligned], losses["upconv"], rtol=1e-4)
     assert {"hvp_ms", "hvp_spread"} <= set(results["conv3d"]["torch_channels_last"])
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_pytorch_computes_the_same_derivatives(channels_last: bool) -> None:
+    if importlib.util.find_spec("torch") is None:
+        missing("torch")
+    layer = bench.LAYERS["unet2x2"].tiny
+    data = bench.random_data(layer)
+    ours = bench.PEERS["upconv"].build(layer, data, "float32").calls
+    theirs = bench._torch(layer, data, "float32", channels_last=channels_last).calls
+    for mine, other in (
+        (ours["step"]()[1], theirs["step"]()[1]),
+        (ours["hvp"](), theirs["hvp"]()),
+    ):
+        x, kernel = (np.asarray(g) for g in mine)
+        np.testing.assert_allclose(np.moveaxis(other[0].numpy(), 1, -1), x, rtol=1e-4, atol=1e-3)
+        other_kernel = np.moveaxis(other[1].numpy(), (0, 1), (-1, -2))
+        np.testing.assert_allclose(other_kernel, kernel, rtol=1e-4, atol=1e-3)
 
 
 # ------------------------------------------------------------------ measuring
