@@ -163,7 +163,7 @@ BAD_FILES = [
     ("[data]\nheldout = 1001", "data.heldout"),
     ("[data]\nheldout = 5000", "data.heldout"),
     ("[data]\nshift = -1", "data.shift"),
-    ("steps = 3\nsteps = 4", "line 2"),
+    ("steps = \nrun = 3", "line 1"),
     ("\ud800", "utf-8"),
 ]
 

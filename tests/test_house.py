@@ -57,9 +57,9 @@ OTHERS_BY_DEFAULT = {"jax", "numpy"}
 NO_NUMERICS = {
     "asarray", "array", "dtype", "shape", "ndim", "size", "result_type", "promote_types",
     "issubdtype", "canonicalize_dtype", "isdtype", "zeros", "ones", "reshape", "expand_dims",
-    "squeeze", "transpose", "swapaxes", "moveaxis", "flip", "ascontiguousarray",
+    "squeeze", "transpose", "swapaxes", "moveaxis", "flip", "roll", "ascontiguousarray",
     "ShapeDtypeStruct", "eval_shape", "make_user_context", "key", "Precision",
-    "canonicalize_precision", "ConvDimensionNumbers", "conv_dimension_numbers",
+    "canonicalize_precision", "ConvDimensionNumbers", "conv_dimension_numbers", "padtype_to_pads",
     # sums of what other functions computed: losses
     "sum", "add",
 }  # fmt: skip
