@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.core import ShapedArray
+from jax.experimental.xla_metadata import set_xla_metadata
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.sharding import AbstractMesh, PartitionSpec
@@ -222,11 +223,19 @@ def _jitted(p: Primitive, geometry: Geometry, numerics: Numerics) -> Callable[..
 
 
 def _lower(
-    p: Primitive, platform: str, ctx: Any, lhs: Any, rhs: Any, *,
-    geometry: Geometry, numerics: Numerics,
+    p: Primitive,
+    platform: str,
+    ctx: Any,
+    lhs: Any,
+    rhs: Any,
+    *,
+    geometry: Geometry,
+    numerics: Numerics,
 ) -> Any:
     target = "default" if _is_partitioned(ctx) else platform
-    fun = lambda lhs, rhs: COMPUTE[p](lhs, rhs, geometry, numerics, target)  # noqa: E731
+    fun = functools.partial(COMPUTE[p], g=geometry, num=numerics, target=target)
+    if target == "cpu":
+        fun = _kept_apart(fun)
     # Shardings in types and varying axes end here: inside, the partitioner decides.
     plain = lambda aval: ShapedArray(aval.shape, aval.dtype)  # noqa: E731
     ctx = ctx.replace(
@@ -234,6 +243,25 @@ def _lower(
     )
     with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):
         return mlir.lower_fun(fun, multiple_results=False)(ctx, lhs, rhs)
+
+
+def _kept_apart(fun: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """``fun`` as a call that XLA does not inline.
+
+    XLA:CPU takes the interleaving of pixels for cheap and repeats it in every fusion that reads
+    the result: a training step then holds the output three times over, and from 32 MiB of
+    temporaries on pays for their pages at every call.  Behind a call there is one output.
+    """
+
+    def inner(*args: jax.Array) -> jax.Array:
+        with set_xla_metadata(inlineable=None):
+            return fun(*args)
+
+    def outer(*args: jax.Array) -> jax.Array:
+        with set_xla_metadata(inlineable="false"):
+            return jax.jit(inner)(*args)
+
+    return outer
 
 
 def _is_partitioned(ctx: Any) -> bool:
