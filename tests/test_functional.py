@@ -211,10 +211,11 @@ class TestReach:
                 return f(*args)
 
             monkeypatch.setitem(tables[map_], way, spy)
-        for case in CASES:
-            shapes = case.x_shape, case.kernel_shape, case.y_shape
-            args = [jax.ShapeDtypeStruct(shape, "float32") for shape in shapes]
-            for name in LOWERINGS:
+        for name in LOWERINGS:
+            # By name a lowering is the same for every shape; "auto" is not.
+            for case in CASES if name == "auto" else FEW:
+                shapes = case.x_shape, case.kernel_shape, case.y_shape
+                args = [jax.ShapeDtypeStruct(shape, "float32") for shape in shapes]
                 jax.jit(with_gradients(layer(case, name))).lower(*args)
         assert set().union(*seen.values()) == every
         if jax.default_backend() == "cpu":
@@ -313,7 +314,7 @@ def test_16_bits(case: Case, dtype: Any, rng: np.random.Generator, subtests: Any
             assert_maps(results, case, args, C_SHORT * eps(dtype))
 
 
-@pytest.mark.parametrize(("strides", "dilation_rate"), [(1, 1), (1, 2), (2, 2)])
+@pytest.mark.parametrize(("strides", "dilation_rate"), [(1, 1), (2, 2)])
 def test_16_bits_accumulate_in_32(strides: int, dilation_rate: int, subtests: Any) -> None:
     # Many a 1 beside one 256: added up in bfloat16 they vanish, for 256 + 1 is 256 there.
     x, w = np.ones((1, 65, 1), jnp.bfloat16), np.ones((65, 1, 1), jnp.bfloat16)
