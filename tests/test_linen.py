@@ -255,8 +255,9 @@ def test_graph_is_deprecated() -> None:
 
 
 def test_compute_output_shape() -> None:
-    assert layer().compute_output_shape((None, 5, 4, 3)) == (None, 11, 8, 6)
-    with pytest.raises(ValueError, match="input_shape must have at least 3 axes"):
+    assert layer().compute_output_shape((7, 5, 4, 3)) == (7, 11, 8, 6)
+    assert layer(data_format="channels_first").compute_output_shape((3, 5, 4)) == (6, 11, 8)
+    with pytest.raises(ValueError, match=r"input_shape must .* got \(5, 4\)"):
         layer().compute_output_shape((5, 4))
 
 
@@ -664,7 +665,7 @@ def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], match:
 @pytest.mark.parametrize(
     ("shape", "arguments", "match"),
     [
-        ((4, 3), {}, r"at least 3 axes .* got \(4, 3\)"),
+        ((4, 3), {}, r"input_shape must be .* got \(4, 3\)"),
         ((2, 0, 4, 3), {}, "the input must have at least one sample on every .* got 0 on axis 0"),
         ((2, 1, 1, 3), {"padding": 3}, "the output must have at least one sample"),
         ((2, 5, 4, 3), {"groups": 2}, "groups must divide the 3 input channels, got 2"),
