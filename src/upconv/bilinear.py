@@ -80,7 +80,11 @@ def _vary(x: Any, axes: frozenset[str]) -> Any:
 # ------------------------------------------------------------------ roles of the axes
 
 # Each map pairs two of the three operands and gives the third.
-OPERANDS = {transpose_p: ("x", "w", "y"), strided_p: ("y", "w", "x"), kernel_grad_p: ("x", "y", "w")}
+OPERANDS = {
+    transpose_p: ("x", "w", "y"),
+    strided_p: ("y", "w", "x"),
+    kernel_grad_p: ("x", "y", "w"),
+}
 
 # With the channels of x, y and w split into (groups, channels of one group), the axis of every
 # role in every operand.  The three are one contraction: a role that two operands hold and the
@@ -212,7 +216,7 @@ COMPUTE = {
 
 
 def _impl(p: Primitive, lhs: Any, rhs: Any, *, geometry: Geometry, numerics: Numerics) -> jax.Array:
-    if jax.config.jax_disable_jit:
+    if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
         return COMPUTE[p](lhs, rhs, geometry, numerics, jax.default_backend())
     return _jitted(p, geometry, numerics)(lhs, rhs)
 
@@ -233,9 +237,8 @@ def _lower(
     numerics: Numerics,
 ) -> Any:
     target = "default" if _is_partitioned(ctx) else platform
-    fun = functools.partial(COMPUTE[p], g=geometry, num=numerics, target=target)
-    if target == "cpu":
-        fun = _kept_apart(fun)
+    compute = functools.partial(COMPUTE[p], g=geometry, num=numerics, target=target)
+    fun = _kept_apart(compute) if target == "cpu" else compute
     # Shardings in types and varying axes end here: inside, the partitioner decides.
     plain = lambda aval: ShapedArray(aval.shape, aval.dtype)  # noqa: E731
     ctx = ctx.replace(

@@ -171,7 +171,7 @@ def output_shape(
 
     Args:
       input_shape: shape of the input, batch axes and channels included; sizes may be symbolic
-        dimensions of `jax.export`.
+        dimensions of `jax.export`, and batch axes of unknown size `None`.
       filters: channels of the output, ``c_out``.
       kernel_size: one integer per spatial axis; an integer takes ``input_shape`` to have one
         batch axis.
@@ -186,11 +186,8 @@ def output_shape(
     (32, 14, 14, 16)
     """
     shape = _check_shape(input_shape)
-    one = not isinstance(kernel_size, Sequence)
-    kernel_size = geometry.per_axis(
-        "kernel_size", kernel_size, len(shape) - 2 if one else len(kernel_size)
-    )
-    rank = len(kernel_size)
+    rank = len(kernel_size) if isinstance(kernel_size, Sequence) else len(shape) - 2
+    kernel_size = geometry.per_axis("kernel_size", kernel_size, rank)
     if not 1 <= rank <= 3 or len(shape) < rank + 1:
         raise ValueError(
             "input_shape must be (*batch, *spatial, channels) or (*batch, channels, *spatial) "
@@ -199,6 +196,8 @@ def output_shape(
         )
     last = _channels_last(data_format)
     batch, spatial, channels = _split(shape, rank, last)
+    if None in (*spatial, channels):
+        raise TypeError(f"input_shape must be known but for its batch axes, got {shape}")
     if channels == 0:
         raise ValueError(f"input_shape must have at least one channel, got {shape}")
     groups = _check_groups(groups, channels)
@@ -234,9 +233,7 @@ def _strided(y: jax.Array, w: jax.Array, geo: Geometry, num: Numerics) -> jax.Ar
     return bilinear.strided(y, w, geo, num)
 
 
-def _numerics(
-    x: jax.Array, kernel: jax.Array, name: str, precision: Any, dtype: Any
-) -> Numerics:
+def _numerics(x: jax.Array, kernel: jax.Array, name: str, precision: Any, dtype: Any) -> Numerics:
     if name not in lowering.LOWERINGS:
         raise ValueError(f"lowering must be one of {lowering.LOWERINGS}, got {name!r}")
     return Numerics(name, _check_precision(precision), _check_dtype(dtype, x, kernel))
@@ -246,7 +243,7 @@ def _numerics(
 
 
 def _wrap(full: jax.Array, geo: Geometry) -> jax.Array:
-    """Add what hangs over the end back to the start: ``y[j]`` sums all ``i = j + lo`` mod ``n s``."""
+    """Add what hangs over the end to the start: ``y[j]`` sums all ``i = j + lo`` mod ``n s``."""
     for axis, (size, lo) in enumerate(zip(geo.output_size, geo.crop, strict=True), start=1):
         turns = -(-full.shape[axis] // size)
         end = [(0, 0)] * full.ndim
@@ -332,7 +329,7 @@ def _check_input(name: str, a: jax.Array, rank: int, last: bool) -> tuple[tuple[
 def _check_shape(shape: Any) -> tuple[Size, ...]:
     if not isinstance(shape, Sequence):
         raise TypeError(f"input_shape must be a sequence of sizes, got {shape!r}")
-    if not all(is_symbolic_dim(n) or hasattr(n, "__index__") for n in shape):
+    if not all(n is None or is_symbolic_dim(n) or hasattr(n, "__index__") for n in shape):
         raise TypeError(f"input_shape must hold integers or symbolic dimensions, got {shape!r}")
     return tuple(shape)
 

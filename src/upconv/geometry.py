@@ -77,7 +77,7 @@ class Geometry:
 
     @property
     def pads(self) -> tuple[tuple[Size, Size], ...]:
-        """Per axis, the two ends cropped from the full output: what the strided convolution pads."""
+        """Per axis, the ends cropped from the full output: what the strided convolution pads."""
         return tuple(
             (lo, full - lo - out)
             for lo, full, out in zip(self.crop, self.full_size, self.output_size, strict=True)
