@@ -344,7 +344,7 @@ def export_of_a_sharded_step() -> None:
     where = (images, whole, images)
     placed = [jax.device_put(a, s) for a, s in zip((x, w, ct), where, strict=True)]
     run = jax.jit(step(layer()), in_shardings=where)
-    exported = export.deserialize(export.export(run)(*placed).serialize())
+    exported = export.export(run)(*placed)
     assert exported.nr_devices == 8
     close(jax.jit(exported.call)(*placed), CASE.maps(x, w, ct))
 
