@@ -1,0 +1,246 @@
+"""`conv_transpose` as `jax.lax` has it, and what Flax's `ConvTranspose` makes of it.
+
+JAX pads the input, dilated by the strides, by ``(lo, hi)`` and correlates it with the kernel, so
+the kernel is flipped against ours unless ``transpose_kernel`` flips it once more, and of the full
+output of `upconv.geometry`, with ``K`` the length that the dilated kernel spans, it crops
+``(K - 1 - lo, K - 1 - hi)`` (Dumoulin and Visin, arXiv:1603.07285, section 4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+
+from upconv import functional, geometry
+
+__all__ = ["conv_transpose", "flax_conv_transpose", "flax_kernel_shape"]
+
+Ints = int | Sequence[int]
+
+# By number of spatial axes: channels last, kernels (*kernel_size, c_in, c_out).
+_DEFAULT = {
+    1: ("NHC", "HIO", "NHC"),
+    2: ("NHWC", "HWIO", "NHWC"),
+    3: ("NHWDC", "HWDIO", "NHWDC"),
+}
+
+
+def conv_transpose(
+    lhs: jax.Array,
+    rhs: jax.Array,
+    strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers: Any = None,
+    transpose_kernel: bool = False,
+    precision: jax.lax.PrecisionLike = None,
+    preferred_element_type: jax.typing.DTypeLike | None = None,
+    use_consistent_padding: bool = False,
+) -> jax.Array:
+    """`jax.lax.conv_transpose`: its signature and its numbers, with gradients as fast as itself.
+
+    Args:
+      lhs: the input, one batch axis, one of channels and 1 to 3 spatial axes, in the order that
+        ``dimension_numbers`` gives; by default channels last.
+      rhs: the kernel, by default ``(*kernel_size, c_in, c_out)``.  Operands of different dtypes
+        are promoted.
+      strides: one integer per spatial axis.
+      padding: ``"SAME"``, ``"VALID"``, or per spatial axis a pair by which to pad the dilated
+        input; pads may be negative.  Any other name that `jax.lax` knows pads the input of a
+        convolution without strides, as there.
+      rhs_dilation: ``None``, or one integer per spatial axis.
+      dimension_numbers: ``None``, three strings such as ``("NCHW", "OIHW", "NCHW")``, or a
+        `jax.lax.ConvDimensionNumbers`.  Strides, pads and dilations follow the spatial axes in
+        the kernel's order.
+      transpose_kernel: whether the kernel is that of the convolution which this transposes:
+        flipped, and ``I`` and ``O`` exchanged.
+      precision: as in `jax.lax.conv_general_dilated`.
+      preferred_element_type: dtype of the result; by default the operands'.
+      use_consistent_padding: whether pairs are the pads of the convolution which this transposes,
+        as in PyTorch, that is: how much to crop.
+
+    Returns:
+      An array in the layout that ``dimension_numbers`` gives the output.
+
+    Raises:
+      TypeError: if an argument has the wrong type, or ``dimension_numbers`` are none.
+      ValueError: if a shape or an option does not fit, or nothing would be left of the output; the
+        message names the argument.
+
+    >>> x, kernel = jnp.ones((2, 7, 5, 3)), jnp.ones((5, 4, 3, 8))
+    >>> conv_transpose(x, kernel, (2, 2), "SAME").shape
+    (2, 14, 10, 8)
+    >>> conv_transpose(x, kernel, (2, 2), [(1, 2), (0, 3)]).shape
+    (2, 12, 9, 8)
+    """
+    lhs, rhs = jnp.asarray(lhs), jnp.asarray(rhs)
+    rank = lhs.ndim - 2
+    if rhs.ndim != lhs.ndim or not 1 <= rank <= 3:
+        raise ValueError(
+            "lhs and rhs must have the same number of axes, two and 1 to 3 spatial ones, "
+            f"got shapes {lhs.shape} and {rhs.shape}"
+        )
+    image, kernel, output = jax.lax.conv_dimension_numbers(
+        lhs.shape, rhs.shape, _DEFAULT[rank] if dimension_numbers is None else dimension_numbers
+    )
+    c_in = kernel[0] if transpose_kernel else kernel[1]
+    if lhs.shape[image[1]] != rhs.shape[c_in]:
+        raise ValueError(
+            f"rhs must have {lhs.shape[image[1]]} input channels on axis {c_in}, as lhs of shape "
+            f"{lhs.shape} has on axis {image[1]}, got shape {rhs.shape} "
+            f"(dimension_numbers={dimension_numbers!r}, transpose_kernel={transpose_kernel})"
+        )
+    x = jnp.transpose(lhs, (image[0], *image[2:], image[1]))
+    rhs = jnp.transpose(rhs, (*kernel[2:], kernel[1], kernel[0]))
+    strides = geometry.per_axis("strides", strides, rank)
+    dilation = 1 if rhs_dilation is None else rhs_dilation
+    dilation = geometry.per_axis("rhs_dilation", dilation, rank)
+    span = tuple(map(geometry.dilated, rhs.shape[:-2], dilation))
+    y = _channels_last(
+        x,
+        rhs,
+        transpose_kernel,
+        strides=strides,
+        padding=_crops(padding, x.shape[1:-1], span, strides, consistent=use_consistent_padding),
+        dilation_rate=dilation,
+        precision=precision,
+        preferred_element_type=preferred_element_type,
+    )
+    # The axis of y that each axis of the output is.
+    order = sorted(range(rank + 2), key=(output[0], *output[2:], output[1]).__getitem__)
+    return jnp.transpose(y, order)
+
+
+def flax_conv_transpose(
+    inputs: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None,
+    *,
+    strides: Ints | None,
+    padding: geometry.Padding,
+    kernel_dilation: Ints | None,
+    transpose_kernel: bool,
+    precision: jax.lax.PrecisionLike,
+    preferred_element_type: jax.typing.DTypeLike | None,
+) -> jax.Array:
+    """What Flax's `ConvTranspose` computes of its inputs and parameters; its fields are there.
+
+    Args:
+      inputs: ``(*batch, *spatial, c_in)``, any number of batch axes.
+      kernel: of the shape `flax_kernel_shape`.
+      bias: ``(c_out,)`` or ``None``.
+      strides, kernel_dilation: an integer, one per spatial axis, or ``None`` for 1.
+      padding: as in `conv_transpose`, or how much to pad both ends, or ``"CIRCULAR"``, which
+        wraps round what hangs over and takes half of ``K - stride`` from the start, rounded up
+        with ``transpose_kernel`` and down without.
+      transpose_kernel, precision, preferred_element_type: as in `conv_transpose`.
+
+    Raises:
+      TypeError, ValueError: as `conv_transpose`.
+
+    >>> x, kernel = jnp.ones((2, 7, 3)), jnp.ones((4, 3, 8))
+    >>> options = dict(kernel_dilation=None, transpose_kernel=False, precision=None)
+    >>> flax_conv_transpose(
+    ...     x, kernel, None, strides=2, padding="CIRCULAR", preferred_element_type=None, **options
+    ... ).shape
+    (2, 14, 8)
+    """
+    rank = kernel.ndim - 2
+    if inputs.ndim <= rank:
+        raise ValueError(
+            f"inputs must be (*batch, *spatial, c_in) with the {rank} spatial axes of kernel_size, "
+            f"got shape {inputs.shape}"
+        )
+    strides = geometry.per_axis("strides", 1 if strides is None else strides, rank)
+    dilation = 1 if kernel_dilation is None else kernel_dilation
+    dilation = geometry.per_axis("kernel_dilation", dilation, rank)
+    span = tuple(map(geometry.dilated, kernel.shape[:-2], dilation))
+    circular = padding == "CIRCULAR"
+    y = _channels_last(
+        inputs,
+        kernel,
+        transpose_kernel,
+        strides=strides,
+        padding="circular"
+        if circular
+        else _crops(padding, inputs.shape[-1 - rank : -1], span, strides),
+        dilation_rate=dilation,
+        precision=precision,
+        preferred_element_type=preferred_element_type,
+    )
+    if circular and transpose_kernel:
+        # Our half is rounded down: one pixel further where it was.
+        shift = [-1 if k > s and (k - s) % 2 else 0 for k, s in zip(span, strides, strict=True)]
+        y = jnp.roll(y, shift, range(-1 - rank, -1)) if any(shift) else y
+    return y if bias is None else y + bias
+
+
+def flax_kernel_shape(
+    kernel_size: Ints, in_features: int, features: int, transpose_kernel: bool, mask: Any = None
+) -> tuple[int, ...]:
+    """The shape of the kernel of Flax's `ConvTranspose`, and of its mask.
+
+    Raises:
+      ValueError: if the mask has another shape.
+
+    >>> flax_kernel_shape(5, in_features=3, features=8, transpose_kernel=False)
+    (5, 3, 8)
+    """
+    rank = len(kernel_size) if isinstance(kernel_size, Sequence) else 1
+    if not 1 <= rank <= 3:
+        raise ValueError(f"kernel_size must have 1 to 3 spatial axes, got {kernel_size!r}")
+    channels = (features, in_features) if transpose_kernel else (in_features, features)
+    shape = (*geometry.per_axis("kernel_size", kernel_size, rank), *channels)
+    if mask is not None and jnp.shape(mask) != shape:
+        raise ValueError(f"mask must have the kernel's shape {shape}, got {jnp.shape(mask)}")
+    return shape
+
+
+def _channels_last(
+    x: jax.Array, kernel: jax.Array, transpose_kernel: bool, **options: Any
+) -> jax.Array:
+    """Our function, with channels last, of a kernel with axes ``(*kernel_size, I, O)``."""
+    if not transpose_kernel:
+        kernel = jnp.swapaxes(jnp.flip(kernel, range(kernel.ndim - 2)), -1, -2)
+    return functional.conv_transpose(x, kernel, **options)
+
+
+def _crops(
+    padding: Any,
+    spatial: tuple[geometry.Size, ...],
+    span: tuple[int, ...],
+    strides: tuple[int, ...],
+    *,
+    consistent: bool = False,
+) -> geometry.Padding:
+    """JAX's padding as ours: the name that we have for it, or how much it crops."""
+    rank = len(span)
+    pads: Any = padding
+    if isinstance(padding, str):
+        if padding in ("SAME", "VALID"):
+            return padding
+        # JAX takes any other name for the padding of a convolution, which cannot have strides.
+        try:
+            if consistent or strides != (1,) * rank:
+                raise ValueError
+            pads = jax.lax.padtype_to_pads((1,) * rank, span, strides, padding)
+        except (RuntimeError, ValueError):
+            raise ValueError(
+                "padding must be 'SAME', 'VALID' or one (lo, hi) pair per spatial axis; the other "
+                "names of jax.lax go without strides and without use_consistent_padding; "
+                f"got {padding!r} with strides {strides}"
+            ) from None
+    pads = cast("geometry.Pads", geometry.canonical_padding(pads, rank))
+    if not consistent:
+        pads = tuple((k - 1 - lo, k - 1 - hi) for k, (lo, hi) in zip(span, pads, strict=True))
+    for n, k, s, (lo, hi) in zip(spatial, span, strides, pads, strict=True):
+        left = geometry.full_length(n, k, s) - lo - hi
+        if isinstance(left, int) and left < 1:
+            raise ValueError(
+                f"padding must leave some of the output, got {padding!r} for an input {spatial}, "
+                f"strides {strides} and a kernel that spans {span}"
+            )
+    return pads
