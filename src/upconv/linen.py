@@ -9,12 +9,10 @@ sown in the collection `losses` and summed by `losses`.
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import math
 import operator
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -24,21 +22,16 @@ from flax.core import meta
 from flax.linen import kw_only_dataclasses
 from jax.typing import ArrayLike, DTypeLike
 
-from upconv import functional, geometry
-from upconv.initializers import Initializer, glorot_uniform
+from upconv import geometry
+from upconv.initializers import Initializer
+from upconv.layer import Activation, Ints, Layer, Parameter
 from upconv.rules import Constraint, Regularizer, Rule, path_string
 
 __all__ = ["Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose", "losses", "rules"]
 
-Ints = int | Sequence[int]
-Activation = Callable[[jax.Array], jax.Array]
-
 # Whether layers put their parameters in boxes that carry the rules. Compiled functions are cached
 # apart for each value, so that no box leaks into a model that uses nn.jit.
 _boxing = jax.make_user_context(False)
-
-# An input so long that no padding leaves nothing of the output.
-_LONG = 1 << 62
 
 
 def _optional(default: Any) -> Any:
@@ -50,6 +43,7 @@ class _ConvTranspose(nn.Module):
     """What the layers share: all but the number of spatial axes."""
 
     rank: ClassVar[int]
+    _layer: ClassVar[Layer]  # of the instance, but no field
 
     filters: int
     kernel_size: Ints
@@ -75,8 +69,11 @@ class _ConvTranspose(nn.Module):
     lowering: str = _optional("auto")
 
     def __post_init__(self) -> None:
-        for name, value in self._canonical_fields().items():
-            object.__setattr__(self, name, value)
+        layer = Layer(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Layer)})
+        for field in dataclasses.fields(layer):
+            if field.name != "rank":
+                object.__setattr__(self, field.name, getattr(layer, field.name))
+        object.__setattr__(self, "_layer", layer)
         super().__post_init__()
 
     @nn.compact
@@ -97,35 +94,14 @@ class _ConvTranspose(nn.Module):
         """
         shape = jnp.shape(inputs)
         self.compute_output_shape(shape)  # raises what is wrong with the shape before any tracing
-        c_in = shape[self._channel_axis]
+        c_in = shape[self._layer.channel_axis]
         self._check_channels(c_in)
-
-        kernel = self._parameter(
-            "kernel",
-            (*cast("tuple[int, ...]", self.kernel_size), self.filters // self.groups, c_in),
-            self.kernel_initializer or glorot_uniform(groups=self.groups),
-            Rule(self.kernel_regularizer, self.kernel_constraint),
+        declared = self._layer.parameters(c_in)
+        parameters = {name: self._parameter(name, p) for name, p in declared.items()}
+        inputs, kernel, bias = nn.dtypes.promote_dtype(
+            inputs, parameters["kernel"], parameters.get("bias"), dtype=self.dtype
         )
-        bias = None
-        if self.use_bias:
-            bias = self._parameter(
-                "bias",
-                (self.filters,),
-                self.bias_initializer or glorot_uniform(),
-                Rule(self.bias_regularizer, self.bias_constraint),
-            )
-        inputs, kernel, bias = nn.dtypes.promote_dtype(inputs, kernel, bias, dtype=self.dtype)
-
-        outputs = functional.conv_transpose(
-            inputs,
-            kernel,
-            precision=self.precision,
-            lowering=self.lowering,
-            **self._geometry,
-        )
-        if bias is not None:
-            outputs += jnp.expand_dims(bias, range(1, -self._channel_axis))
-        outputs = _activation(self.activation)(outputs)
+        outputs = self._layer(inputs, kernel, bias)
         self._sow_activity_loss(outputs)
         return outputs
 
@@ -135,9 +111,7 @@ class _ConvTranspose(nn.Module):
         Raises:
           ValueError: as calling the layer does.
         """
-        return functional.output_shape(
-            input_shape, self.filters, self.kernel_size, **self._geometry
-        )
+        return self._layer.output_shape(input_shape)
 
     @property
     def scope_name(self) -> str:
@@ -160,21 +134,11 @@ class _ConvTranspose(nn.Module):
         warnings.warn(message, DeprecationWarning, stacklevel=3)  # past Flax's wrapper
 
     @property
-    def _geometry(self) -> dict[str, Any]:
-        names = ("strides", "padding", "output_padding", "dilation_rate", "groups", "data_format")
-        return {name: getattr(self, name) for name in names}
-
-    @property
-    def _channel_axis(self) -> int:
-        return -1 if self.data_format == "channels_last" else -1 - self.rank
-
-    @property
     def _collection(self) -> str:
         return "params" if self.trainable else "non_trainable"
 
-    def _parameter(
-        self, name: str, shape: tuple[int, ...], initializer: Initializer, rule: Rule
-    ) -> jax.Array:
+    def _parameter(self, name: str, parameter: Parameter) -> jax.Array:
+        shape, initializer, rule = parameter
         if not self.trainable:
             # No optimizer sees this collection, so no rule can apply to it either.
             def initial() -> jax.Array:
@@ -191,69 +155,14 @@ class _ConvTranspose(nn.Module):
         return self.param(name, boxed)
 
     def _sow_activity_loss(self, outputs: jax.Array) -> None:
-        if self.activity_regularizer is None or self.is_initializing():
-            return
-        batch_size = math.prod(outputs.shape[: -1 - self.rank])
-        loss = self.activity_regularizer(outputs) / batch_size
-        self.sow("losses", "activity", loss, init_fn=lambda: 0.0, reduce_fn=operator.add)
+        if self.activity_regularizer is not None and not self.is_initializing():
+            loss = self._layer.activity_loss(outputs)
+            self.sow("losses", "activity", loss, init_fn=lambda: 0.0, reduce_fn=operator.add)
 
     def _check_channels(self, c_in: int) -> None:
         if self.has_variable(self._collection, "kernel"):
             kernel = meta.unbox(self.get_variable(self._collection, "kernel"))
-            if kernel.shape[-1] != c_in:
-                raise ValueError(
-                    f"inputs must have {kernel.shape[-1]} channels on axis {self._channel_axis}, "
-                    f"as the kernel of {self.scope_name!r} has, got {c_in}"
-                )
-
-    def _canonical_fields(self) -> dict[str, Any]:
-        """The fields that have several spellings, in one of them; raises if any field is bad."""
-        filters = geometry.integer("filters", self.filters, minimum=1)
-        groups = geometry.integer("groups", self.groups, minimum=1)
-        if filters % groups:
-            raise ValueError(f"groups must divide filters, got groups={groups}, filters={filters}")
-        for name in ("use_bias", "trainable"):
-            if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
-        for name in _CALLABLES:
-            value = getattr(self, name)
-            if value is not None and not callable(value):
-                raise TypeError(f"{name} must be callable or None, got {value!r}")
-        _activation(self.activation)
-        if self.dtype is not None:
-            _check_floating("dtype", self.dtype)
-        _check_floating("param_dtype", self.param_dtype)
-        if not isinstance(self.lowering, str):
-            raise TypeError(f"lowering must be a string, got {self.lowering!r}")
-
-        rank = self.rank
-        output_padding = self.output_padding
-        if output_padding is not None:
-            output_padding = geometry.per_axis("output_padding", output_padding, rank, minimum=0)
-        fields: dict[str, Any] = {
-            "filters": filters,
-            "groups": groups,
-            "kernel_size": geometry.per_axis("kernel_size", self.kernel_size, rank),
-            "strides": geometry.per_axis("strides", self.strides, rank),
-            "padding": geometry.canonical_padding(self.padding, rank),
-            "output_padding": output_padding,
-            "dilation_rate": geometry.per_axis("dilation_rate", self.dilation_rate, rank),
-            "data_format": geometry.canonical_data_format(self.data_format),
-        }
-        sizes = {k: v for k, v in fields.items() if k not in ("filters", "data_format")}
-        geometry.transposed((_LONG,) * rank, **sizes)  # raises if they do not go together
-        return fields
-
-
-_CALLABLES = (
-    "kernel_initializer",
-    "bias_initializer",
-    "kernel_regularizer",
-    "bias_regularizer",
-    "activity_regularizer",
-    "kernel_constraint",
-    "bias_constraint",
-)
+            self._layer.check_channels(c_in, kernel.shape, repr(self.scope_name))
 
 
 class Conv1DTranspose(_ConvTranspose):
@@ -434,34 +343,3 @@ def _is_box(node: Any) -> bool:
 
 def _is_array(leaf: Any) -> bool:
     return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
-
-
-def _activation(activation: Activation | str | None) -> Activation:
-    """The function that an activation argument stands for."""
-    if activation is None:
-        return jax.nn.identity
-    if isinstance(activation, str):
-        named = getattr(jax.nn, activation, None)
-        if activation.startswith("_") or not callable(named):
-            near = difflib.get_close_matches(activation, dir(jax.nn))
-            hint = f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
-            raise ValueError(
-                f"activation must be callable, None or the name of a function in jax.nn, got "
-                f"{activation!r}{hint}"
-            )
-        return named
-    if not callable(activation):
-        raise TypeError(
-            f"activation must be callable, None or the name of a function in jax.nn, got "
-            f"{activation!r}"
-        )
-    return activation
-
-
-def _check_floating(name: str, dtype: Any) -> None:
-    try:
-        floating = jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
-    except TypeError:
-        raise TypeError(f"{name} must be a dtype, got {dtype!r}") from None
-    if not floating:
-        raise ValueError(f"{name} must be a floating-point dtype, got {dtype!r}")

@@ -1,0 +1,234 @@
+"""What a layer is, apart from the framework that holds its parameters.
+
+`upconv.linen` and `upconv.nnx` declare parameters in their frameworks' ways; what the parameters
+are and what the layer makes of them is said here once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
+
+from upconv import functional, geometry
+from upconv.initializers import Initializer, glorot_uniform
+from upconv.rules import Constraint, Regularizer, Rule
+
+__all__ = ["Activation", "Ints", "Layer", "Parameter"]
+
+Ints = int | Sequence[int]
+Activation = Callable[[jax.Array], jax.Array]
+
+# An input so long that no padding leaves nothing of the output.
+_LONG = 1 << 62
+
+
+class Parameter(NamedTuple):
+    """What a layer declares of one parameter."""
+
+    shape: tuple[int, ...]
+    initializer: Initializer
+    rule: Rule
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """The arguments of a layer, checked, and in one spelling where they have several.
+
+    Args:
+      rank: the number of spatial axes.
+      filters, kernel_size, ...: as `upconv.linen.Conv2DTranspose` and `upconv.nnx.Conv2DTranspose`
+        take them.
+
+    Raises:
+      TypeError: if an argument has the wrong type.
+      ValueError: if an argument is out of range. Both name the argument.
+
+    >>> layer = Layer(2, filters=4, kernel_size=5, strides=[2, 2], padding="SAME")
+    >>> layer.kernel_size, layer.strides, layer.padding
+    ((5, 5), (2, 2), 'same')
+    >>> layer.output_shape((2, 8, 6, 3))
+    (2, 16, 12, 4)
+    """
+
+    rank: int
+    filters: int
+    kernel_size: Ints
+    strides: Ints = 1
+    padding: geometry.Padding = "valid"
+    data_format: str = "channels_last"
+    activation: Activation | str | None = None
+    use_bias: bool = True
+    kernel_initializer: Initializer | None = None
+    bias_initializer: Initializer | None = jax.nn.initializers.zeros
+    kernel_regularizer: Regularizer | None = None
+    bias_regularizer: Regularizer | None = None
+    activity_regularizer: Regularizer | None = None
+    kernel_constraint: Constraint | None = None
+    bias_constraint: Constraint | None = None
+    trainable: bool = True
+    output_padding: Ints | None = None
+    dilation_rate: Ints = 1
+    groups: int = 1
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    precision: jax.lax.PrecisionLike = None
+    lowering: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name, value in self._canonical().items():
+            object.__setattr__(self, name, value)
+
+    def __call__(self, inputs: ArrayLike, kernel: ArrayLike, bias: ArrayLike | None) -> jax.Array:
+        """`activation(conv_transpose(inputs, kernel) + bias)`, of arrays of one dtype."""
+        outputs = functional.conv_transpose(
+            inputs, kernel, precision=self.precision, lowering=self.lowering, **self._geometry
+        )
+        if bias is not None:
+            outputs += jnp.expand_dims(bias, range(1, -self.channel_axis))
+        return _activation(self.activation)(outputs)
+
+    def activity_loss(self, outputs: jax.Array) -> jax.Array | None:
+        """The regularization of the outputs by the batch's size, if there is any."""
+        if self.activity_regularizer is None:
+            return None
+        return self.activity_regularizer(outputs) / math.prod(outputs.shape[: -1 - self.rank])
+
+    def output_shape(self, input_shape: Sequence[int]) -> tuple[int, ...]:
+        """The shape that the layer maps `input_shape` to.
+
+        Raises:
+          ValueError: if the layer does not take it: too few axes, no pixels, or a number of
+            channels that the groups do not divide.
+        """
+        return functional.output_shape(
+            input_shape, self.filters, self.kernel_size, **self._geometry
+        )
+
+    def parameters(self, c_in: int) -> dict[str, Parameter]:
+        """What to declare for inputs of `c_in` channels, by name and in this order.
+
+        >>> for name, parameter in Layer(1, filters=4, kernel_size=5).parameters(c_in=3).items():
+        ...     print(name, parameter.shape)
+        kernel (5, 4, 3)
+        bias (4,)
+        """
+        kernel_size = cast("tuple[int, ...]", self.kernel_size)
+        found = {
+            "kernel": Parameter(
+                (*kernel_size, self.filters // self.groups, c_in),
+                self.kernel_initializer or glorot_uniform(groups=self.groups),
+                Rule(self.kernel_regularizer, self.kernel_constraint),
+            )
+        }
+        if self.use_bias:
+            found["bias"] = Parameter(
+                (self.filters,),
+                self.bias_initializer or glorot_uniform(),
+                Rule(self.bias_regularizer, self.bias_constraint),
+            )
+        return found
+
+    @property
+    def channel_axis(self) -> int:
+        """Where the channels are, counted from the end."""
+        return -1 if self.data_format == "channels_last" else -1 - self.rank
+
+    def check_channels(self, c_in: int, kernel_shape: Sequence[int], owner: str) -> None:
+        """Raises a ValueError if the kernel, which `owner` has, does not take `c_in` channels."""
+        if kernel_shape[-1] != c_in:
+            raise ValueError(
+                f"inputs must have {kernel_shape[-1]} channels on axis {self.channel_axis}, "
+                f"as the kernel of {owner} has, got {c_in}"
+            )
+
+    @property
+    def _geometry(self) -> dict[str, Any]:
+        names = ("strides", "padding", "output_padding", "dilation_rate", "groups", "data_format")
+        return {name: getattr(self, name) for name in names}
+
+    def _canonical(self) -> dict[str, Any]:
+        """The arguments that have several spellings, in one of them; raises if any is bad."""
+        filters = geometry.integer("filters", self.filters, minimum=1)
+        groups = geometry.integer("groups", self.groups, minimum=1)
+        if filters % groups:
+            raise ValueError(f"groups must divide filters, got groups={groups}, filters={filters}")
+        for name in ("use_bias", "trainable"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        for name in _CALLABLES:
+            value = getattr(self, name)
+            if value is not None and not callable(value):
+                raise TypeError(f"{name} must be callable or None, got {value!r}")
+        _activation(self.activation)
+        if self.dtype is not None:
+            _check_floating("dtype", self.dtype)
+        _check_floating("param_dtype", self.param_dtype)
+        if not isinstance(self.lowering, str):
+            raise TypeError(f"lowering must be a string, got {self.lowering!r}")
+
+        rank = self.rank
+        output_padding = self.output_padding
+        if output_padding is not None:
+            output_padding = geometry.per_axis("output_padding", output_padding, rank, minimum=0)
+        fields: dict[str, Any] = {
+            "filters": filters,
+            "groups": groups,
+            "kernel_size": geometry.per_axis("kernel_size", self.kernel_size, rank),
+            "strides": geometry.per_axis("strides", self.strides, rank),
+            "padding": geometry.canonical_padding(self.padding, rank),
+            "output_padding": output_padding,
+            "dilation_rate": geometry.per_axis("dilation_rate", self.dilation_rate, rank),
+            "data_format": geometry.canonical_data_format(self.data_format),
+        }
+        sizes = {k: v for k, v in fields.items() if k not in ("filters", "data_format")}
+        geometry.transposed((_LONG,) * rank, **sizes)  # raises if they do not go together
+        return fields
+
+
+_CALLABLES = (
+    "kernel_initializer",
+    "bias_initializer",
+    "kernel_regularizer",
+    "bias_regularizer",
+    "activity_regularizer",
+    "kernel_constraint",
+    "bias_constraint",
+)
+
+
+def _activation(activation: Activation | str | None) -> Activation:
+    """The function that an activation argument stands for."""
+    if activation is None:
+        return jax.nn.identity
+    if isinstance(activation, str):
+        named = getattr(jax.nn, activation, None)
+        if activation.startswith("_") or not callable(named):
+            near = difflib.get_close_matches(activation, dir(jax.nn))
+            hint = f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
+            raise ValueError(
+                f"activation must be callable, None or the name of a function in jax.nn, got "
+                f"{activation!r}{hint}"
+            )
+        return named
+    if not callable(activation):
+        raise TypeError(
+            f"activation must be callable, None or the name of a function in jax.nn, got "
+            f"{activation!r}"
+        )
+    return activation
+
+
+def _check_floating(name: str, dtype: Any) -> None:
+    try:
+        floating = jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError:
+        raise TypeError(f"{name} must be a dtype, got {dtype!r}") from None
+    if not floating:
+        raise ValueError(f"{name} must be a floating-point dtype, got {dtype!r}")
