@@ -162,6 +162,10 @@ CASES = (
     Case("2d_mixed_pads", (4, 5), (5, 4), strides=(3, 2), padding=(1, (0, 2))),
     Case("2d_negative_pads", (4, 3), (3, 2), strides=(2, 3), padding=((-1, 2), (1, -2)),
          output_padding=(1, 0)),
+    # Here `conv` crops in front and pads behind, at which some XLA:CPU reads beyond the image
+    # (openxla/xla#48713).
+    Case("2d_crop_and_pad", (4, 5), (3, 4), strides=(2, 1), padding=((-1, -1), (-1, 1))),
+    Case("2d_wide_crop", (5, 6), (2, 3), padding=((0, 1), (3, 1)), c_in=4),
     Case("2d_torch", (3, 4), (3, 3), strides=2, padding=1, output_padding=1),
     Case("2d_op_valid", (3, 4), (3, 2), strides=(2, 3), output_padding=(1, 2)),
     Case("2d_op_valid_zero", (3, 4), (2, 1), strides=3, output_padding=0),
