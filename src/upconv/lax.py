@@ -115,9 +115,9 @@ def conv_transpose(
 
 
 def flax_conv_transpose(
-    inputs: jax.Array,
-    kernel: jax.Array,
-    bias: jax.Array | None,
+    inputs: jax.typing.ArrayLike,
+    kernel: jax.typing.ArrayLike,
+    bias: jax.typing.ArrayLike | None,
     *,
     strides: Ints | None,
     padding: geometry.Padding,
@@ -148,6 +148,7 @@ def flax_conv_transpose(
     ... ).shape
     (2, 14, 8)
     """
+    inputs, kernel = jnp.asarray(inputs), jnp.asarray(kernel)
     rank = kernel.ndim - 2
     if inputs.ndim <= rank:
         raise ValueError(

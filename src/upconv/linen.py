@@ -22,12 +22,19 @@ from flax.core import meta
 from flax.linen import kw_only_dataclasses
 from jax.typing import ArrayLike, DTypeLike
 
-from upconv import geometry
+from upconv import geometry, lax
 from upconv.initializers import Initializer
 from upconv.layer import Activation, Ints, Layer, Parameter
 from upconv.rules import Constraint, Regularizer, Rule, path_string
 
-__all__ = ["Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose", "losses", "rules"]
+__all__ = [
+    "Conv1DTranspose",
+    "Conv2DTranspose",
+    "Conv3DTranspose",
+    "ConvTranspose",
+    "losses",
+    "rules",
+]
 
 # Whether layers put their parameters in boxes that carry the rules. Compiled functions are cached
 # apart for each value, so that no box leaks into a model that uses nn.jit.
@@ -241,6 +248,86 @@ class Conv3DTranspose(_ConvTranspose):
     """
 
     rank = 3
+
+
+class ConvTranspose(nn.Module):
+    """`flax.linen.ConvTranspose`: its fields, parameters, initial values and numbers.
+
+    Change the import and a model computes what it did, from the same checkpoints, with gradients
+    as fast as its forward pass. See `upconv.lax.conv_transpose` for the convention, which is not
+    the one of `Conv2DTranspose`: without `transpose_kernel` the kernel is flipped, its shape is
+    `(*kernel_size, c_in, features)`, and explicit padding pads the dilated input.
+
+    Args:
+      features: the number of output channels.
+      kernel_size: one integer per spatial axis, of which there are 1 to 3; an integer for one axis.
+      strides: an integer or one per spatial axis; `None` is 1.
+      padding: `"SAME"`, `"VALID"`, `"CIRCULAR"`, an integer, or an integer or pair for each spatial
+        axis.
+      kernel_dilation: an integer or one per spatial axis; `None` is 1.
+      use_bias: whether to add a bias.
+      mask: what to multiply the kernel by, of its shape.
+      dtype: of the computation; by default what inputs and parameters promote to.
+      param_dtype: of the parameters.
+      precision: as in `jax.lax`.
+      kernel_init: `(key, shape, dtype) -> array`.
+      bias_init: the same for the bias.
+      transpose_kernel: whether the kernel is that of the convolution which this transposes:
+        flipped, and of shape `(*kernel_size, features, c_in)`.
+      promote_dtype: what gives inputs, kernel and bias a common dtype, called as
+        `flax.linen.dtypes.promote_dtype` is.
+      preferred_element_type: dtype of the convolution's result.
+
+    Raises:
+      TypeError: (when called) if an argument has the wrong type.
+      ValueError: (when called) if an argument or a shape does not fit. Both name it.
+
+    >>> layer = ConvTranspose(features=4, kernel_size=(5, 5), strides=(2, 2))
+    >>> outputs, variables = layer.init_with_output(jax.random.key(0), jnp.ones((2, 8, 6, 3)))
+    >>> outputs.shape, variables["params"]["kernel"].shape
+    ((2, 16, 12, 4), (5, 5, 3, 4))
+    """
+
+    features: int
+    kernel_size: Ints
+    strides: Ints | None = None
+    padding: geometry.Padding = "SAME"
+    kernel_dilation: Ints | None = None
+    use_bias: bool = True
+    mask: jax.Array | None = None
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    precision: jax.lax.PrecisionLike = None
+    kernel_init: Initializer = nn.initializers.lecun_normal()
+    bias_init: Initializer = nn.initializers.zeros_init()
+    transpose_kernel: bool = False
+    promote_dtype: Callable[..., Any] = nn.dtypes.promote_dtype
+    preferred_element_type: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, inputs: ArrayLike) -> jax.Array:
+        """Upsamples `(*batch, *spatial, c_in)`, any number of batch axes, none included."""
+        shape = lax.flax_kernel_shape(
+            self.kernel_size, jnp.shape(inputs)[-1], self.features, self.transpose_kernel, self.mask
+        )
+        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
+        if self.mask is not None:
+            kernel *= self.mask
+        bias = None
+        if self.use_bias:
+            bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
+        inputs, kernel, bias = self.promote_dtype(inputs, kernel, bias, dtype=self.dtype)
+        return lax.flax_conv_transpose(
+            inputs,
+            kernel,
+            bias,
+            strides=self.strides,
+            padding=self.padding,
+            kernel_dilation=self.kernel_dilation,
+            transpose_kernel=self.transpose_kernel,
+            precision=self.precision,
+            preferred_element_type=self.preferred_element_type,
+        )
 
 
 def rules(
