@@ -88,8 +88,14 @@ def conv_transpose(
     circular = geometry.canonical_padding(padding, rank) == "circular"
     full = dataclasses.replace(geo, crop=(0,) * rank, output_size=geo.full_size)
     batch, x = _flatten(x, rank, last)
-    y = _transpose(x, kernel, full if circular else geo, numerics)
-    return _unflatten(_wrap(y, geo) if circular else y, batch, last)
+    if circular:
+        y = _wrap(_transpose(x, kernel, full, numerics), geo)
+    else:
+        front, inner = _without_front(geo)
+        y = _transpose(x, kernel, inner, numerics)
+        if any(front):
+            y = jnp.pad(y, [(0, 0), *((n, 0) for n in front), (0, 0)])
+    return _unflatten(y, batch, last)
 
 
 def conv(
@@ -151,6 +157,9 @@ def conv(
     if geometry.canonical_padding(padding, rank) == "circular":
         y = _unwrap(y, geo)
         geo = dataclasses.replace(geo, crop=(0,) * rank, output_size=geo.full_size)
+    else:
+        front, geo = _without_front(geo)
+        y = y[(slice(None), *(slice(n, None) for n in front))] if any(front) else y
     return _unflatten(_strided(y, kernel, geo, numerics), batch, last)
 
 
@@ -237,6 +246,26 @@ def _numerics(x: jax.Array, kernel: jax.Array, name: str, precision: Any, dtype:
     if name not in lowering.LOWERINGS:
         raise ValueError(f"lowering must be one of {lowering.LOWERINGS}, got {name!r}")
     return Numerics(name, _check_precision(precision), _check_dtype(dtype, x, kernel))
+
+
+# ------------------------------------------------------------------ negative padding
+
+
+def _without_front(geo: Geometry) -> tuple[tuple[int, ...], Geometry]:
+    """How many zeros come before the full output, and the geometry without them.
+
+    Kept out of the maps, because XLA:CPU before jaxlib 0.12 reads beyond an image that is to be
+    cropped in front and padded behind (openxla/xla#48713).
+    """
+    front = tuple(
+        min(-lo, out - 1) if isinstance(lo, int) and lo < 0 else 0
+        for lo, out in zip(geo.crop, geo.output_size, strict=True)
+    )
+    return front, dataclasses.replace(
+        geo,
+        crop=tuple(lo + n for lo, n in zip(geo.crop, front, strict=True)),
+        output_size=tuple(out - n for out, n in zip(geo.output_size, front, strict=True)),
+    )
 
 
 # ------------------------------------------------------------------ circular padding
