@@ -17,7 +17,7 @@ CONFIG ?= configs/digits_autoencoder.toml
 # Overrides for the trainer, such as `make demo DEMO="--train.steps 30"`.
 DEMO ?=
 PYTEST ?= --numprocesses=auto --maxprocesses=4
-BENCH ?=
+BENCH ?= --json benchmarks/cpu.json --chart docs/images/speed.svg
 
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --editable
