@@ -206,13 +206,14 @@ def _row_phases(x: jax.Array, w: jax.Array, g: Geometry, num: Numerics) -> jax.A
         part = w[r::s]
         if not part.shape[0]:
             part = jnp.zeros((1, *w.shape[1:]), w.dtype)
-        sizes = {
-            "kernel_size": part.shape[:-2],
-            "strides": (1, *g.strides[1:]),
-            "crop": (0, *g.crop[1:]),
-            "output_size": (m, *g.output_size[1:]),
-        }
-        phases.append(_subpixel(x, part, dataclasses.replace(g, **sizes), num))
+        phase = dataclasses.replace(
+            g,
+            kernel_size=part.shape[:-2],
+            strides=(1, *g.strides[1:]),
+            crop=(0, *g.crop[1:]),
+            output_size=(m, *g.output_size[1:]),
+        )
+        phases.append(_subpixel(x, part, phase, num))
     y = jnp.stack(phases, 2)
     y = y.reshape(y.shape[0], m * s, *y.shape[3:])
     lo, out = g.crop[0], g.output_size[0]
