@@ -172,11 +172,13 @@ def test_dtypes(dtype: str, preferred: str | None, tolerance: float) -> None:
     if dtype == "complex64":
         x, w = x + 1j * x[::-1], w - 1j * w[::-1]
     arguments = {"strides": (2,), "padding": "SAME", "preferred_element_type": preferred}
-    ours, theirs = (
-        f(x.astype(dtype), w.astype(dtype), **arguments)
-        for f in (conv_transpose, lax.conv_transpose)
-    )
-    error(dtype, ours, theirs, tolerance)
+    args = (x.astype(dtype), w.astype(dtype))
+    functions = [partial(f, **arguments) for f in (conv_transpose, lax.conv_transpose)]
+    error(dtype, *(f(*args) for f in functions), tolerance)
+    if jnp.issubdtype(dtype, jnp.inexact):
+        ct = jnp.ones((2, 10, 2), preferred or dtype)
+        gradients = [jax.vjp(f, *args)[1](ct) for f in functions]
+        error(f"gradients of {dtype}", *gradients, max(tolerance, float(jnp.finfo(dtype).eps)))
 
 
 def test_other_dtypes_are_promoted(rng: np.random.Generator) -> None:
