@@ -187,7 +187,7 @@ ARGUMENTS = [
 ]
 
 
-@pytest.mark.parametrize("arguments", ARGUMENTS, ids=str)
+@pytest.mark.parametrize("arguments", ARGUMENTS)
 def test_initial_values(arguments: dict[str, Any]) -> None:
     """The same key gives the same parameters, bit by bit, under the same names."""
     size = arguments["kernel_size"]
@@ -241,7 +241,6 @@ def test_attributes_are_those_of_nnx() -> None:
         ("float32", {"dtype": jnp.bfloat16, "preferred_element_type": jnp.float32}, "float32"),
         ("float16", {"param_dtype": jnp.float16, "precision": "highest"}, "float16"),
     ],
-    ids=str,
 )
 def test_dtypes(inputs: str, fields: dict[str, Any], expected: str) -> None:
     rng = np.random.default_rng(3)
