@@ -13,7 +13,18 @@ from upconv.functional import conv, conv_transpose, output_shape
 __version__ = "0.1.0"
 __all__ = ["conv", "conv_transpose", "output_shape", "penalty"]
 
-_SUBMODULES = ("constraints", "initializers", "lax", "linen", "nnx", "regularizers", "transforms")
+_SUBMODULES = (
+    "activations",
+    "constraints",
+    "initializers",
+    "interop",
+    "lax",
+    "linen",
+    "nnx",
+    "regularizers",
+    "serialization",
+    "transforms",
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -611,7 +611,7 @@ def bench_maps(layer: Layer, dtype: str, effort: Effort) -> list[dict[str, Any]]
     taken = lowering.ways(
         geo, layer.input_shape[0], layer.filters, jnp.dtype(dtype), jax.default_backend()
     )
-    numerics = lowering.Numerics("auto", None, jnp.dtype(dtype))
+    numerics = lowering.Numerics("auto", None, jnp.dtype(dtype), jax.default_backend())
     data = random_data(layer)
     y = np.random.default_rng(1).standard_normal(layer.output_shape, np.float32)
     arrays = {"x": data.x, "w": data.kernel, "y": y}

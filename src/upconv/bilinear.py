@@ -217,7 +217,7 @@ COMPUTE = {
 
 def _impl(p: Primitive, lhs: Any, rhs: Any, *, geometry: Geometry, numerics: Numerics) -> jax.Array:
     if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
-        return COMPUTE[p](lhs, rhs, geometry, numerics, jax.default_backend())
+        return COMPUTE[p](lhs, rhs, geometry, numerics._replace(target=jax.default_backend()))
     return _jitted(p, geometry, numerics)(lhs, rhs)
 
 
@@ -237,7 +237,7 @@ def _lower(
     numerics: Numerics,
 ) -> Any:
     target = "default" if _is_partitioned(ctx) else platform
-    compute = functools.partial(COMPUTE[p], g=geometry, num=numerics, target=target)
+    compute = functools.partial(COMPUTE[p], g=geometry, num=numerics._replace(target=target))
     fun = _kept_apart(compute) if target == "cpu" else compute
     # Shardings in types and varying axes end here: inside, the partitioner decides.
     plain = lambda aval: ShapedArray(aval.shape, aval.dtype)  # noqa: E731

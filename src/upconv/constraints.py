@@ -161,7 +161,8 @@ class MinMaxNorm:
 def _rescale(w: ArrayLike, axis: int | Sequence[int], desired: Callable) -> jax.Array:
     """Gives every norm along `axis` the value `desired(norm)`."""
     w = jnp.asarray(w)
-    wide = w.astype(jnp.promote_types(w.dtype, jnp.float32))
+    with jax.numpy_dtype_promotion("standard"):  # whatever the caller's arrays are held to
+        wide = w.astype(jnp.promote_types(w.dtype, jnp.float32))
     norm = _norm(wide, axis)
     return (wide * (desired(norm) / (norm + _EPSILON))).astype(w.dtype)
 

@@ -92,9 +92,7 @@ def conv_transpose(
         y = _wrap(_transpose(x, kernel, full, numerics), geo)
     else:
         front, inner = _without_front(geo)
-        y = _transpose(x, kernel, inner, numerics)
-        if any(front):
-            y = jnp.pad(y, [(0, 0), *((n, 0) for n in front), (0, 0)])
+        y = _pad_front(_transpose(x, kernel, inner, numerics), front)
     return _unflatten(y, batch, last)
 
 
@@ -159,7 +157,7 @@ def conv(
         geo = dataclasses.replace(geo, crop=(0,) * rank, output_size=geo.full_size)
     else:
         front, geo = _without_front(geo)
-        y = y[(slice(None), *(slice(n, None) for n in front))] if any(front) else y
+        y = _pad_front(y, tuple(-n for n in front))
     return _unflatten(_strided(y, kernel, geo, numerics), batch, last)
 
 
@@ -186,6 +184,9 @@ def output_shape(
         batch axis.
       strides, padding, output_padding, output_size, dilation_rate, groups, data_format: as for
         `conv_transpose`.
+
+    Returns:
+      One size for every axis of the input, what was symbolic or unknown among them as it was.
 
     Raises:
       TypeError: if an argument has the wrong type.
@@ -243,29 +244,42 @@ def _strided(y: jax.Array, w: jax.Array, geo: Geometry, num: Numerics) -> jax.Ar
 
 
 def _numerics(x: jax.Array, kernel: jax.Array, name: str, precision: Any, dtype: Any) -> Numerics:
-    if name not in lowering.LOWERINGS:
-        raise ValueError(f"lowering must be one of {lowering.LOWERINGS}, got {name!r}")
-    return Numerics(name, _check_precision(precision), _check_dtype(dtype, x, kernel))
+    return Numerics(
+        check_lowering(name), check_precision(precision), _check_dtype(dtype, x, kernel)
+    )
 
 
-# ------------------------------------------------------------------ negative padding
+# ------------------------------------------------------------------ far-off beginnings
 
 
 def _without_front(geo: Geometry) -> tuple[tuple[int, ...], Geometry]:
-    """How many zeros come before the full output, and the geometry without them.
+    """How much is to be put in front of the maps' output, and the maps' geometry.
 
-    Kept out of the maps, because XLA:CPU before jaxlib 0.12 reads beyond an image that is to be
-    cropped in front and padded behind (openxla/xla#48713).
+    More than nothing where zeros come before the full output; less, that is to be taken off, where
+    more is cropped than the first pixel reaches. Both are kept out of the maps, because XLA:CPU
+    before jaxlib 0.12 reads beyond an image that is to be cropped in front and padded behind
+    (openxla/xla#48713): the output and the input of the convolutions that compute them.
     """
-    front = tuple(
-        min(-lo, out - 1) if isinstance(lo, int) and lo < 0 else 0
-        for lo, out in zip(geo.crop, geo.output_size, strict=True)
-    )
+
+    def of(lo: Size, span: int, out: Size) -> Size:
+        if not isinstance(lo, int):
+            return 0
+        return min(-lo, out - 1) if lo < 0 else min(span - 1 - lo, 0)
+
+    front = tuple(map(of, geo.crop, geo.span, geo.output_size))
     return front, dataclasses.replace(
         geo,
         crop=tuple(lo + n for lo, n in zip(geo.crop, front, strict=True)),
         output_size=tuple(out - n for out, n in zip(geo.output_size, front, strict=True)),
     )
+
+
+def _pad_front(a: jax.Array, front: tuple[Size, ...]) -> jax.Array:
+    """Puts zeros in front of the spatial axes, or takes off what is there."""
+    if not any(front):
+        return a
+    ends = [(0, 0, 0), *((n, 0, 0) for n in front), (0, 0, 0)]
+    return jax.lax.pad(a, jnp.zeros((), a.dtype), ends)
 
 
 # ------------------------------------------------------------------ circular padding
@@ -323,9 +337,23 @@ def _unflatten(a: jax.Array, batch: tuple[Size, ...], last: bool) -> jax.Array:
 # ------------------------------------------------------------------ checks
 
 
-def _array(name: str, a: Any) -> jax.Array:
+def check_array(name: str, a: Any) -> None:
+    """Raises a TypeError for what has no shape and dtype, such as a list."""
     if not hasattr(a, "shape") or not hasattr(a, "dtype"):
         raise TypeError(f"{name} must be an array, got {type(a).__name__}")
+
+
+def check_lowering(name: Any) -> str:
+    """One of `upconv.lowering.LOWERINGS`."""
+    if not isinstance(name, str):
+        raise TypeError(f"lowering must be a string, got {name!r}")
+    if name not in lowering.LOWERINGS:
+        raise ValueError(f"lowering must be one of {lowering.LOWERINGS}, got {name!r}")
+    return name
+
+
+def _array(name: str, a: Any) -> jax.Array:
+    check_array(name, a)
     return jnp.asarray(a)
 
 
@@ -363,7 +391,7 @@ def _check_shape(shape: Any) -> tuple[Size, ...]:
     return tuple(shape)
 
 
-def _check_precision(precision: Any) -> Any:
+def check_precision(precision: Any) -> Any:
     """A precision that is hashable, as `jax.lax.conv_general_dilated` takes it."""
     if precision is None:
         return None
@@ -387,7 +415,8 @@ def _check_dtype(dtype: Any, x: jax.Array, kernel: jax.Array) -> Any:
         dtype = jax.dtypes.canonicalize_dtype(dtype)
     except TypeError:
         raise TypeError(f"preferred_element_type must be a dtype, got {dtype!r}") from None
-    if jnp.issubdtype(common, jnp.inexact) and not jnp.issubdtype(dtype, jnp.inexact):
+    kinds = (jnp.complexfloating, jnp.inexact, jnp.number)
+    if any(jnp.issubdtype(common, k) and not jnp.issubdtype(dtype, k) for k in kinds):
         raise ValueError(f"preferred_element_type must be able to hold {common}, got {dtype}")
     return dtype
 

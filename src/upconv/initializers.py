@@ -5,24 +5,35 @@ over the output: one output pixel sums at most `c_in / groups * prod(ceil(kernel
 products, and one input pixel takes part in `filters / groups * prod(kernel_size)`. These are the
 fans here. For `strides=1` they are those of `jax.nn.initializers` with `in_axis=-1, out_axis=-2`.
 
-Every function gives an initializer `(key, shape, dtype=float32) -> array`, as Flax has them: a
-frozen dataclass, so that layers that hold one can be hashed, compared and pickled.
+Every initializer is called as Flax's are, `(key, shape, dtype=float32) -> array`, and is a frozen
+dataclass, so that layers that hold one can be hashed, compared, pickled and written to a config.
+The functions give those that are used most, with fans that know the layer.
 """
 
 from __future__ import annotations
 
 import math
-import operator
+import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from upconv import geometry
+
 __all__ = [
+    "ICNR",
+    "Bilinear",
+    "Constant",
     "Initializer",
+    "Normal",
+    "Orthogonal",
+    "TruncatedNormal",
+    "Uniform",
+    "VarianceScaling",
     "bilinear",
     "compute_fans",
     "glorot_normal",
@@ -55,6 +66,7 @@ def compute_fans(
       `(fan_in, fan_out)`. TensorFlow and Keras swap the two for this layer, and know no strides.
 
     Raises:
+      TypeError: if strides or groups are not integers.
       ValueError: for a scalar shape, strides of the wrong number or below 1, or groups that do not
         divide `c_in`.
 
@@ -68,11 +80,11 @@ def compute_fans(
     if not shape:
         raise ValueError("shape must have at least one axis, got ()")
     *kernel_size, filters_per_group, c_in = shape
-    if groups < 1 or c_in % groups:
+    groups = geometry.integer("groups", groups, minimum=1)
+    if c_in % groups:
         raise ValueError(f"groups must divide the {c_in} input channels, got {groups}")
-    taps = math.prod(
-        -(-k // s) for k, s in zip(kernel_size, _per_axis(strides, len(kernel_size)), strict=True)
-    )
+    strides = geometry.per_axis("strides", strides, len(kernel_size))
+    taps = math.prod(-(-k // s) for k, s in zip(kernel_size, strides, strict=True))
     return c_in // groups * taps, filters_per_group * math.prod(kernel_size)
 
 
@@ -88,13 +100,17 @@ def glorot_uniform(*, strides: int | Sequence[int] = 1, groups: int = 1) -> Init
       groups: of the layer.
 
     Returns:
-      The initializer. It raises ValueError where `compute_fans` does.
+      The initializer.
+
+    Raises:
+      TypeError: if strides or groups are not integers.
+      ValueError: (when called) where `compute_fans` does.
 
     >>> kernel = glorot_uniform()(jax.random.key(0), (4, 4, 2, 4))
     >>> bool(abs(kernel).max() <= (6 / 96) ** 0.5)
     True
     """
-    return _VarianceScaling(1.0, "fan_avg", "uniform", _hashable(strides), groups)
+    return VarianceScaling(1.0, "fan_avg", "uniform", strides, groups)
 
 
 def glorot_normal(*, strides: int | Sequence[int] = 1, groups: int = 1) -> Initializer:
@@ -103,7 +119,7 @@ def glorot_normal(*, strides: int | Sequence[int] = 1, groups: int = 1) -> Initi
     >>> glorot_normal(strides=2)(jax.random.key(0), (4, 4, 2, 4)).shape
     (4, 4, 2, 4)
     """
-    return _VarianceScaling(1.0, "fan_avg", "normal", _hashable(strides), groups)
+    return VarianceScaling(1.0, "fan_avg", "truncated_normal", strides, groups)
 
 
 def he_uniform(*, strides: int | Sequence[int] = 1, groups: int = 1) -> Initializer:
@@ -117,12 +133,16 @@ def he_uniform(*, strides: int | Sequence[int] = 1, groups: int = 1) -> Initiali
       groups: of the layer.
 
     Returns:
-      The initializer. It raises ValueError where `compute_fans` does.
+      The initializer.
+
+    Raises:
+      TypeError: if strides or groups are not integers.
+      ValueError: (when called) where `compute_fans` does.
 
     >>> he_uniform(strides=2)(jax.random.key(0), (4, 4, 2, 4)).shape
     (4, 4, 2, 4)
     """
-    return _VarianceScaling(2.0, "fan_in", "uniform", _hashable(strides), groups)
+    return VarianceScaling(2.0, "fan_in", "uniform", strides, groups)
 
 
 def he_normal(*, strides: int | Sequence[int] = 1, groups: int = 1) -> Initializer:
@@ -131,7 +151,7 @@ def he_normal(*, strides: int | Sequence[int] = 1, groups: int = 1) -> Initializ
     >>> he_normal(strides=2)(jax.random.key(0), (4, 4, 2, 4)).shape
     (4, 4, 2, 4)
     """
-    return _VarianceScaling(2.0, "fan_in", "normal", _hashable(strides), groups)
+    return VarianceScaling(2.0, "fan_in", "truncated_normal", strides, groups)
 
 
 def lecun_uniform(*, strides: int | Sequence[int] = 1, groups: int = 1) -> Initializer:
@@ -145,12 +165,16 @@ def lecun_uniform(*, strides: int | Sequence[int] = 1, groups: int = 1) -> Initi
       groups: of the layer.
 
     Returns:
-      The initializer. It raises ValueError where `compute_fans` does.
+      The initializer.
+
+    Raises:
+      TypeError: if strides or groups are not integers.
+      ValueError: (when called) where `compute_fans` does.
 
     >>> lecun_uniform(strides=2)(jax.random.key(0), (4, 4, 2, 4)).shape
     (4, 4, 2, 4)
     """
-    return _VarianceScaling(1.0, "fan_in", "uniform", _hashable(strides), groups)
+    return VarianceScaling(1.0, "fan_in", "uniform", strides, groups)
 
 
 def lecun_normal(*, strides: int | Sequence[int] = 1, groups: int = 1) -> Initializer:
@@ -159,7 +183,7 @@ def lecun_normal(*, strides: int | Sequence[int] = 1, groups: int = 1) -> Initia
     >>> lecun_normal(strides=2)(jax.random.key(0), (4, 4, 2, 4)).shape
     (4, 4, 2, 4)
     """
-    return _VarianceScaling(1.0, "fan_in", "normal", _hashable(strides), groups)
+    return VarianceScaling(1.0, "fan_in", "truncated_normal", strides, groups)
 
 
 def bilinear(strides: int | Sequence[int], *, groups: int = 1) -> Initializer:
@@ -175,13 +199,17 @@ def bilinear(strides: int | Sequence[int], *, groups: int = 1) -> Initializer:
       groups: of the layer.
 
     Returns:
-      The initializer; it uses no randomness. It raises ValueError if the kernel is shorter than
-      `2 * strides - 1`, or if filters and channels are not equally many.
+      The initializer; it uses no randomness.
+
+    Raises:
+      TypeError: if strides or groups are not integers.
+      ValueError: (when called) if the kernel is shorter than `2 * strides - 1`, or if filters and
+        channels are not equally many.
 
     >>> bilinear(2)(jax.random.key(0), (4, 1, 1)).ravel().tolist()
     [0.25, 0.75, 0.75, 0.25]
     """
-    return _Bilinear(_hashable(strides), groups)
+    return Bilinear(strides, groups)
 
 
 def icnr(strides: int | Sequence[int], initializer: Initializer | None = None) -> Initializer:
@@ -196,42 +224,241 @@ def icnr(strides: int | Sequence[int], initializer: Initializer | None = None) -
       initializer: draws the kernel of `kernel_size / strides` taps; `he_normal()` by default.
 
     Returns:
-      The initializer. It raises ValueError if the kernel size is no multiple of the strides.
+      The initializer.
+
+    Raises:
+      TypeError: if the strides are not integers.
+      ValueError: (when called) if the kernel size is no multiple of the strides.
 
     >>> kernel = icnr(2)(jax.random.key(0), (4, 3, 5))
     >>> bool((kernel[0] == kernel[1]).all()), bool((kernel[1] == kernel[2]).any())
     (True, False)
     """
-    return _ICNR(_hashable(strides), he_normal() if initializer is None else initializer)
+    return ICNR(strides, he_normal() if initializer is None else initializer)
+
+
+Mode = Literal["fan_in", "fan_out", "fan_avg"]
+Distribution = Literal["uniform", "normal", "truncated_normal"]
 
 
 @dataclass(frozen=True)
-class _VarianceScaling:
-    """Independent draws with variance `scale` over the fan, or over the mean of both fans."""
+class VarianceScaling:
+    """Independent draws with variance `scale` over a fan, or over the mean of both.
 
-    scale: float
-    mode: Literal["fan_in", "fan_avg"]
-    distribution: Literal["normal", "uniform"]
-    strides: int | tuple[int, ...]
-    groups: int
+    Args:
+      scale: what the fan divides, positive.
+      mode: `"fan_in"`, `"fan_out"` or `"fan_avg"`; see `compute_fans`.
+      distribution: `"uniform"`, `"normal"` or `"truncated_normal"`, which has no draws beyond two
+        standard deviations of the normal distribution that is truncated.
+      strides: of the layer, an integer or one per spatial axis.
+      groups: of the layer.
+
+    Raises:
+      TypeError: if the scale is not a real number, or strides or groups are not integers.
+      ValueError: if the scale is not positive, or for another mode or distribution; for a call,
+        where `compute_fans` does.
+
+    >>> VarianceScaling(2.0, "fan_out")(jax.random.key(0), (4, 4, 2, 4)).shape
+    (4, 4, 2, 4)
+    """
+
+    scale: float = 1.0
+    mode: Mode = "fan_in"
+    distribution: Distribution = "truncated_normal"
+    strides: int | Sequence[int] = 1
+    groups: int = 1
+
+    def __post_init__(self) -> None:
+        _store_number(self, "scale")
+        if self.scale <= 0:
+            raise ValueError(f"scale must be positive, got {self.scale}")
+        for name, allowed in (("mode", get_args(Mode)), ("distribution", get_args(Distribution))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
+        _store_strides_and_groups(self)
 
     def __call__(self, key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+        """Draws an array."""
         fan_in, fan_out = compute_fans(shape, strides=self.strides, groups=self.groups)
-        fan = fan_in if self.mode == "fan_in" else (fan_in + fan_out) / 2
+        fan = {"fan_in": fan_in, "fan_out": fan_out, "fan_avg": (fan_in + fan_out) / 2}[self.mode]
         stddev = math.sqrt(self.scale / fan)
         if self.distribution == "uniform":
             limit = math.sqrt(3) * stddev
             return jax.random.uniform(key, shape, dtype, -limit, limit)
+        if self.distribution == "normal":
+            return jax.random.normal(key, shape, dtype) * jnp.asarray(stddev, dtype)
         draws = jax.random.truncated_normal(key, -2, 2, shape, dtype)
         return draws * jnp.asarray(stddev / _TRUNCATED_STDDEV, dtype)
 
 
 @dataclass(frozen=True)
-class _Bilinear:
-    strides: int | tuple[int, ...]
-    groups: int
+class Constant:
+    """The same number everywhere.
+
+    Args:
+      value: the number, finite.
+
+    Raises:
+      TypeError: if it is not a real number.
+      ValueError: if it is not finite.
+
+    >>> Constant(0.5)(jax.random.key(0), (2,)).tolist()
+    [0.5, 0.5]
+    """
+
+    value: float = 0.0
+
+    def __post_init__(self) -> None:
+        _store_number(self, "value")
 
     def __call__(self, key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+        """Makes an array; uses no randomness."""
+        return jnp.full(shape, self.value, dtype)
+
+
+@dataclass(frozen=True)
+class Normal:
+    """Independent normal draws.
+
+    Args:
+      mean: of the distribution.
+      stddev: its standard deviation.
+
+    Raises:
+      TypeError: if a number is not real.
+      ValueError: if one is not finite, or `stddev` is negative.
+
+    >>> Normal(stddev=0.02)(jax.random.key(0), (3, 2)).shape
+    (3, 2)
+    """
+
+    mean: float = 0.0
+    stddev: float = 0.05
+
+    def __post_init__(self) -> None:
+        _store_number(self, "mean")
+        _store_number(self, "stddev")
+        if self.stddev < 0:
+            raise ValueError(f"stddev must not be negative, got {self.stddev}")
+
+    def __call__(self, key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+        """Draws an array."""
+        draws = jax.random.normal(key, shape, dtype)
+        return draws * jnp.asarray(self.stddev, dtype) + jnp.asarray(self.mean, dtype)
+
+
+@dataclass(frozen=True)
+class TruncatedNormal:
+    """Independent draws from a normal distribution, less what is beyond two standard deviations.
+
+    `stddev` is that of the distribution before it is truncated, as in Keras.
+
+    Args:
+      mean: of the distribution.
+      stddev: its standard deviation before it is truncated.
+
+    Raises:
+      TypeError: if a number is not real.
+      ValueError: if one is not finite, or `stddev` is negative.
+
+    >>> bool(abs(TruncatedNormal(stddev=0.5)(jax.random.key(0), (99,))).max() <= 1)
+    True
+    """
+
+    mean: float = 0.0
+    stddev: float = 0.05
+
+    def __post_init__(self) -> None:
+        _store_number(self, "mean")
+        _store_number(self, "stddev")
+        if self.stddev < 0:
+            raise ValueError(f"stddev must not be negative, got {self.stddev}")
+
+    def __call__(self, key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+        """Draws an array."""
+        draws = jax.random.truncated_normal(key, -2, 2, shape, dtype)
+        return draws * jnp.asarray(self.stddev, dtype) + jnp.asarray(self.mean, dtype)
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Independent draws from `minval` up to `maxval`.
+
+    Args:
+      minval: the smallest number drawn.
+      maxval: what all numbers drawn stay below.
+
+    Raises:
+      TypeError: if a number is not real.
+      ValueError: if one is not finite, or `minval` is above `maxval`.
+
+    >>> draws = Uniform(1.0, 3.0)(jax.random.key(0), (99,))
+    >>> bool(1 <= draws.min()), bool(draws.max() <= 3)
+    (True, True)
+    """
+
+    minval: float = -0.05
+    maxval: float = 0.05
+
+    def __post_init__(self) -> None:
+        _store_number(self, "minval")
+        _store_number(self, "maxval")
+        if self.minval > self.maxval:
+            raise ValueError(
+                f"minval must not be above maxval, got {self.minval} and {self.maxval}"
+            )
+
+    def __call__(self, key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+        """Draws an array."""
+        return jax.random.uniform(key, shape, dtype, self.minval, self.maxval)
+
+
+@dataclass(frozen=True)
+class Orthogonal:
+    """`gain` times a random orthogonal matrix, whose columns are the last axis.
+
+    Saxe et al., "Exact solutions to the nonlinear dynamics of learning in deep linear neural
+    networks", arXiv:1312.6120.
+
+    Called with a shape of at least two axes.
+
+    Args:
+      gain: what the matrix is multiplied by.
+
+    Raises:
+      TypeError: if a number is not real.
+      ValueError: if one is not finite.
+
+    >>> columns = Orthogonal()(jax.random.key(0), (3, 4, 2)).reshape(-1, 2)
+    >>> bool(jnp.allclose(columns.T @ columns, jnp.eye(2), atol=1e-5))
+    True
+    """
+
+    gain: float = 1.0
+
+    def __post_init__(self) -> None:
+        _store_number(self, "gain")
+
+    def __call__(self, key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+        """Draws an array."""
+        # LAPACK knows no 16 bits.
+        with jax.numpy_dtype_promotion("standard"):
+            wide = jnp.promote_types(dtype, jnp.float32)
+        return jax.nn.initializers.orthogonal(self.gain)(key, shape, wide).astype(dtype)
+
+
+@dataclass(frozen=True)
+class Bilinear:
+    """What `bilinear` gives."""
+
+    strides: int | Sequence[int]
+    groups: int = 1
+
+    def __post_init__(self) -> None:
+        _store_strides_and_groups(self)
+
+    def __call__(self, key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+        """Makes a kernel."""
         *kernel_size, filters_per_group, c_in = shape
         filters = filters_per_group * self.groups
         if filters != c_in:
@@ -240,20 +467,28 @@ class _Bilinear:
             )
         # Within its group, filter f belongs to channel f.
         kernel = np.tile(np.eye(filters_per_group), self.groups)
-        strides = _per_axis(self.strides, len(kernel_size))
+        strides = geometry.per_axis("strides", self.strides, len(kernel_size))
         for size, stride in zip(reversed(kernel_size), reversed(strides), strict=True):
             kernel = np.multiply.outer(_tent(size, stride), kernel)
         return jnp.asarray(kernel, dtype)
 
 
 @dataclass(frozen=True)
-class _ICNR:
-    strides: int | tuple[int, ...]
+class ICNR:
+    """What `icnr` gives."""
+
+    strides: int | Sequence[int]
     initializer: Initializer = field(default_factory=he_normal)
 
+    def __post_init__(self) -> None:
+        _store_strides(self)
+        if not callable(self.initializer):
+            raise TypeError(f"initializer must be callable, got {self.initializer!r}")
+
     def __call__(self, key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+        """Makes a kernel."""
         *kernel_size, filters_per_group, c_in = shape
-        strides = _per_axis(self.strides, len(kernel_size))
+        strides = geometry.per_axis("strides", self.strides, len(kernel_size))
         if any(k % s for k, s in zip(kernel_size, strides, strict=True)):
             raise ValueError(
                 f"icnr needs a kernel size that is a multiple of the strides, got {kernel_size} "
@@ -277,14 +512,27 @@ def _tent(size: int, stride: int) -> np.ndarray:
     return np.maximum(1 - distance / stride, 0)
 
 
-def _per_axis(strides: int | Sequence[int], rank: int) -> tuple[int, ...]:
-    strides = (strides,) * rank if isinstance(strides, int) else tuple(strides)
-    if len(strides) != rank or min(strides) < 1:
-        raise ValueError(f"strides must be positive, one or {rank} of them, got {strides}")
-    return strides
+def _store_strides(record: Any) -> None:
+    """Checks the strides of a frozen record and stores them as an integer or a tuple of them."""
+    value = record.strides
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        value = geometry.per_axis("strides", value, len(value))
+    else:
+        value = geometry.integer("strides", value, minimum=1)
+    object.__setattr__(record, "strides", value)
 
 
-def _hashable(strides: int | Sequence[int]) -> int | tuple[int, ...]:
-    if isinstance(strides, Sequence):
-        return tuple(operator.index(stride) for stride in strides)
-    return operator.index(strides)
+def _store_strides_and_groups(record: Any) -> None:
+    _store_strides(record)
+    groups = geometry.integer("groups", record.groups, minimum=1)
+    object.__setattr__(record, "groups", groups)
+
+
+def _store_number(record: Any, name: str) -> None:
+    """Checks a number of a frozen record and stores it as a Python float."""
+    value = getattr(record, name)
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a real number, got {value!r}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value!r}")
+    object.__setattr__(record, name, float(value))

@@ -76,6 +76,8 @@ def conv_transpose(
     >>> conv_transpose(x, kernel, (2, 2), [(1, 2), (0, 3)]).shape
     (2, 12, 9, 8)
     """
+    functional.check_array("lhs", lhs)
+    functional.check_array("rhs", rhs)
     lhs, rhs = jnp.asarray(lhs), jnp.asarray(rhs)
     rank = lhs.ndim - 2
     if rhs.ndim != lhs.ndim or not 1 <= rank <= 3:
@@ -138,8 +140,12 @@ def flax_conv_transpose(
         with ``transpose_kernel`` and down without.
       transpose_kernel, precision, preferred_element_type: as in `conv_transpose`.
 
+    Returns:
+      ``(*batch, *output, c_out)``, in the dtype of `conv_transpose`, promoted with the bias's.
+
     Raises:
-      TypeError, ValueError: as `conv_transpose`.
+      TypeError: if an argument has the wrong type.
+      ValueError: if a shape or an option does not fit, or nothing would be left of the output.
 
     >>> x, kernel = jnp.ones((2, 7, 3)), jnp.ones((4, 3, 8))
     >>> options = dict(kernel_dilation=None, transpose_kernel=False, precision=None)
@@ -184,8 +190,19 @@ def flax_kernel_shape(
 ) -> tuple[int, ...]:
     """The shape of the kernel of Flax's `ConvTranspose`, and of its mask.
 
+    Args:
+      kernel_size: one integer per spatial axis, of which there are 1 to 3; an integer for one axis.
+      in_features: the number of input channels.
+      features: the number of output channels.
+      transpose_kernel: whether the kernel is that of the convolution which this transposes.
+      mask: ``None``, or what the kernel is to be multiplied by.
+
+    Returns:
+      ``(*kernel_size, in_features, features)``, the last two exchanged with ``transpose_kernel``.
+
     Raises:
-      ValueError: if the mask has another shape.
+      TypeError: if the kernel's size is not made of integers.
+      ValueError: if there are more spatial axes, or the mask has another shape.
 
     >>> flax_kernel_shape(5, in_features=3, features=8, transpose_kernel=False)
     (5, 3, 8)

@@ -32,9 +32,27 @@ _LONG = 1 << 62
 class Parameter(NamedTuple):
     """What a layer declares of one parameter."""
 
+    name: str
     shape: tuple[int, ...]
     initializer: Initializer
     rule: Rule
+
+    def initial(self, key: jax.Array, dtype: DTypeLike) -> Any:
+        """What the initializer gives: an array, or a box with one.
+
+        Raises:
+          ValueError: if it has another shape or dtype than it was asked for.
+        """
+        value = self.initializer(key, self.shape, dtype)
+        dtype = jax.dtypes.canonicalize_dtype(dtype)
+        for leaf in jax.tree.leaves(value):
+            given = jnp.shape(leaf), jax.dtypes.canonicalize_dtype(leaf.dtype)
+            if given != (self.shape, dtype):
+                raise ValueError(
+                    f"{self.name}_initializer must return an array of shape {self.shape} and dtype "
+                    f"{dtype}, got {given[1]}{list(given[0])} from {self.initializer!r}"
+                )
+        return value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +116,14 @@ class Layer:
         """The regularization of the outputs by the batch's size, if there is any."""
         if self.activity_regularizer is None:
             return None
-        return self.activity_regularizer(outputs) / math.prod(outputs.shape[: -1 - self.rank])
+        penalty = self.activity_regularizer(outputs)
+        if jnp.shape(penalty) != ():
+            raise ValueError(
+                f"activity_regularizer must return a scalar, got shape {jnp.shape(penalty)} from "
+                f"{self.activity_regularizer!r}"
+            )
+        # Of no images the penalty is 0, and so is its mean.
+        return penalty / jax.core.max_dim(math.prod(outputs.shape[: -1 - self.rank]), 1)
 
     def output_shape(self, input_shape: Sequence[int]) -> tuple[int, ...]:
         """The shape that the layer maps `input_shape` to.
@@ -122,6 +147,7 @@ class Layer:
         kernel_size = cast("tuple[int, ...]", self.kernel_size)
         found = {
             "kernel": Parameter(
+                "kernel",
                 (*kernel_size, self.filters // self.groups, c_in),
                 self.kernel_initializer or glorot_uniform(groups=self.groups),
                 Rule(self.kernel_regularizer, self.kernel_constraint),
@@ -129,6 +155,7 @@ class Layer:
         }
         if self.use_bias:
             found["bias"] = Parameter(
+                "bias",
                 (self.filters,),
                 self.bias_initializer or glorot_uniform(),
                 Rule(self.bias_regularizer, self.bias_constraint),
@@ -155,6 +182,8 @@ class Layer:
 
     def _canonical(self) -> dict[str, Any]:
         """The arguments that have several spellings, in one of them; raises if any is bad."""
+        if self.rank not in (1, 2, 3):
+            raise ValueError(f"rank must be 1, 2 or 3, got {self.rank!r}")
         filters = geometry.integer("filters", self.filters, minimum=1)
         groups = geometry.integer("groups", self.groups, minimum=1)
         if filters % groups:
@@ -170,8 +199,8 @@ class Layer:
         if self.dtype is not None:
             _check_floating("dtype", self.dtype)
         _check_floating("param_dtype", self.param_dtype)
-        if not isinstance(self.lowering, str):
-            raise TypeError(f"lowering must be a string, got {self.lowering!r}")
+        functional.check_lowering(self.lowering)
+        functional.check_precision(self.precision)
 
         rank = self.rank
         output_padding = self.output_padding

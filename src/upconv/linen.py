@@ -22,7 +22,7 @@ from flax.core import meta
 from flax.linen import kw_only_dataclasses
 from jax.typing import ArrayLike, DTypeLike
 
-from upconv import geometry, lax
+from upconv import functional, geometry, lax
 from upconv.initializers import Initializer
 from upconv.layer import Activation, Ints, Layer, Parameter
 from upconv.rules import Constraint, Regularizer, Rule, path_string
@@ -96,9 +96,11 @@ class _ConvTranspose(nn.Module):
           `dtype` or else the promoted dtype of inputs and parameters.
 
         Raises:
+          TypeError: if the inputs are no array.
           ValueError: if the inputs have too few axes, no pixels, or another number of channels than
             the kernel or the groups take.
         """
+        functional.check_array("inputs", inputs)
         shape = jnp.shape(inputs)
         self.compute_output_shape(shape)  # raises what is wrong with the shape before any tracing
         c_in = shape[self._layer.channel_axis]
@@ -145,18 +147,18 @@ class _ConvTranspose(nn.Module):
         return "params" if self.trainable else "non_trainable"
 
     def _parameter(self, name: str, parameter: Parameter) -> jax.Array:
-        shape, initializer, rule = parameter
         if not self.trainable:
             # No optimizer sees this collection, so no rule can apply to it either.
             def initial() -> jax.Array:
-                return initializer(self.make_rng("params"), shape, self.param_dtype)
+                return parameter.initial(self.make_rng("params"), self.param_dtype)
 
             return self.variable("non_trainable", name, initial).value
 
+        rule = parameter.rule
         declares = rule.regularizer is not None or rule.constraint is not None
 
         def boxed(key: jax.Array) -> Any:
-            value = initializer(key, shape, self.param_dtype)
+            value = parameter.initial(key, self.param_dtype)
             return _RuleBox(value, rule) if declares and _boxing.value else value
 
         return self.param(name, boxed)
@@ -355,6 +357,9 @@ def rules(
       A rule for each parameter that has a regularizer or a constraint, by path: the keys joined by
       `/`, relative to the collection `params`. `upconv.transforms` and `upconv.penalty` take it.
 
+    Raises:
+      TypeError: if `module` is not a Flax module, or only its class.
+
     >>> from upconv.constraints import MaxNorm
     >>> decoder = nn.Sequential([
     ...     Conv2DTranspose(4, 5, strides=2, kernel_constraint=MaxNorm(2.0)),
@@ -365,6 +370,8 @@ def rules(
     ...     print(path, rule.constraint)
     layers_0/kernel MaxNorm(max_value=2.0, axis=0)
     """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module must be an instance of flax.linen.Module, got {module!r}")
     rngs = jax.random.key(0) if rngs is None else rngs
     leaves, treedef = jax.tree.flatten((example_inputs, kwargs))
     # Only arrays can be made abstract; flags and the like must keep their values.
@@ -390,15 +397,21 @@ def losses(variables: Mapping[str, Any]) -> jax.Array:
     Returns:
       A scalar, float32 at least; 0 if there is nothing in the collection `losses`.
 
+    Raises:
+      TypeError: if `variables` is not a mapping.
+
     >>> layer = Conv1DTranspose(2, 3, activity_regularizer=jnp.sum, bias_initializer=None)
     >>> variables = layer.init(jax.random.key(0), jnp.ones((2, 8, 3)))
     >>> outputs, state = layer.apply(variables, jnp.ones((2, 8, 3)), mutable=["losses"])
     >>> bool(jnp.isclose(losses(state), outputs.sum() / 2))
     True
     """
+    if not isinstance(variables, Mapping):
+        raise TypeError(f"variables must be a mapping of collections, got {variables!r}")
     total = jnp.zeros((), jnp.float32)
     for loss in jax.tree.leaves(variables.get("losses", {})):
-        total += jnp.sum(loss)
+        with jax.numpy_dtype_promotion("standard"):  # whatever the layers' arrays are held to
+            total += jnp.sum(loss)
     return total
 
 

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import jaxlib
 import numpy as np
 from jax import lax
 
@@ -38,11 +39,13 @@ class Numerics(NamedTuple):
       lowering: a name out of `LOWERINGS`.
       precision: as in `jax.lax.conv_general_dilated`.
       dtype: of the result; both operands are promoted to a common dtype.
+      target: ``"cpu"`` where one CPU computes the map, which is known when it is lowered.
     """
 
     lowering: str
     precision: Any
     dtype: Any
+    target: str = "default"
 
 
 Way = Callable[[jax.Array, jax.Array, Geometry, Numerics], jax.Array]
@@ -52,12 +55,31 @@ Way = Callable[[jax.Array, jax.Array, Geometry, Numerics], jax.Array]
 
 
 def _convolve(
-    lhs: jax.Array, rhs: jax.Array, num: Numerics, *, padding: Any, **options: Any
+    lhs: jax.Array,
+    rhs: jax.Array,
+    num: Numerics,
+    *,
+    padding: Sequence[tuple[Size, Size]],
+    stretched: bool = False,
+    **options: Any,
 ) -> jax.Array:
-    """A convolution of ``(N, *space, in)`` by ``(*window, in // groups, out)``."""
+    """A convolution of ``(N, *space, in)`` by ``(*window, in // groups, out)``.
+
+    ``stretched`` puts zeros between the rows of image and window, and takes every other row: the
+    same sums.  XLA:CPU has two kernels for two dimensions, YNNPACK's and Eigen's, and only
+    Eigen's takes zeros between rows; it is for float32 and narrower.
+    """
     rank = lhs.ndim - 2
     image = (0, rank + 1, *range(1, rank + 1))
     options.setdefault("window_strides", (1,) * rank)
+    if rank == 2 and jnp.issubdtype(lhs.dtype, jnp.floating) and lhs.dtype.itemsize <= 4:
+        stretched |= num.target == "cpu" and _takes_one_core(lhs, rhs, padding, **options)
+        if stretched:
+            (lo, hi), columns = padding
+            padding = [(2 * lo, 2 * hi), columns]
+            for name in ("window_strides", "lhs_dilation", "rhs_dilation"):
+                step, other = options.get(name, (1, 1))
+                options[name] = (2 * step, other)
     return lax.conv_general_dilated(
         lhs,
         rhs,
@@ -69,6 +91,37 @@ def _convolve(
     )
 
 
+ONE_CORE = jaxlib.version.__version_info__ < (0, 12)
+WORTH_STRETCHING = 16  # channels, of the input
+
+
+def _takes_one_core(
+    lhs: jax.Array,
+    rhs: jax.Array,
+    padding: Sequence[tuple[Size, Size]],
+    *,
+    lhs_dilation: Sequence[int] = (1, 1),
+    rhs_dilation: Sequence[int] = (1, 1),
+    feature_group_count: int = 1,
+    **_: Any,
+) -> bool:
+    """Whether XLA:CPU gives a convolution to a kernel that leaves cores idle.
+
+    YNNPACK's did before jaxlib 0.12, mostly.  It is taken where the output is not larger than the
+    input.  Stretched, 0.4 of the time on 32x64x64x64, 4x4 at stride 2, and 0.6 on 2x64x64x128, 3x3
+    at stride 1; more than 1 for one image and for a few channels.
+    """
+    if not all(isinstance(n, int) for n in lhs.shape):
+        return False
+    smaller = all(
+        lo + hi <= d * (k - 1)
+        for (lo, hi), d, k in zip(padding, rhs_dilation, rhs.shape, strict=False)
+    )
+    plain = feature_group_count == 1 and tuple(lhs_dilation) == (1, 1)
+    worth = lhs.shape[0] > 1 and lhs.shape[-1] >= WORTH_STRETCHING
+    return ONE_CORE and plain and smaller and worth
+
+
 def _swapped(w: jax.Array, g: Geometry) -> jax.Array:
     """A kernel ``(*k, co, groups * ci)`` as T convolves by it: ``(*k, ci, groups * co)``."""
     w = jnp.moveaxis(_split_groups(w, g), -1, -3)
@@ -78,15 +131,26 @@ def _swapped(w: jax.Array, g: Geometry) -> jax.Array:
 
 def _input_dilation(x: jax.Array, w: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
     """T as one convolution over the input with ``stride - 1`` zeros between its pixels."""
-    return _convolve(
+    padding = [(k - 1 - lo, k - 1 - hi) for k, (lo, hi) in zip(g.span, g.pads, strict=True)]
+    # XLA:CPU takes a window of 2 without pads over pixels 2 apart for groups that it has merged
+    # into space, and aborts where it then exchanges the operands (jaxlib 0.10.2 and 0.12.0).
+    like_groups = [
+        p == (0, 0) and k == s == 2 and d == 1
+        for p, k, s, d in zip(padding, g.kernel_size, g.strides, g.dilation_rate, strict=True)
+    ]
+    y = _convolve(
         x,
         lax.rev(_swapped(w, g), range(g.rank)),
         num,
-        padding=[(k - 1 - lo, k - 1 - hi) for k, (lo, hi) in zip(g.span, g.pads, strict=True)],
+        padding=[(0, 1) if p else pad for p, pad in zip(like_groups, padding, strict=True)],
         lhs_dilation=g.strides,
         rhs_dilation=g.dilation_rate,
         feature_group_count=g.groups,
     )
+    for axis in range(g.rank):
+        if like_groups[axis]:
+            y = lax.slice_in_dim(y, 0, g.output_size[axis], axis=1 + axis)
+    return y
 
 
 def _strided(y: jax.Array, w: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
@@ -126,45 +190,108 @@ def _flat_filter(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> jax.
     """G as `_backward_filter`, with the last spatial axis of ``y`` and its channels in one.
 
     The output's last axis is then ``k * co`` long instead of ``k``, which is what a matrix
-    product's rows are cut from; nothing but the batch axis moves.
+    product's rows are cut from; nothing but the batch axis moves.  That axis is what every pixel
+    of the window is summed over: a small batch is cut into strips of rows, each with all of ``y``
+    that it meets, and a large one is taken in pieces.  Strips take 0.6 of the time on 2x64x64x128
+    to 64 channels, 3x3 at stride 2; pieces 0.65 on 128x16x16x128 to 64, 4x4.
     """
     if g.groups > 1 or g.dilation_rate[-1] > 1:  # the taps are not one run of that axis
         return _backward_filter(x, y, g, num)
-    ci, co = x.shape[-1], y.shape[-1]
-    lo, hi = g.pads[-1]
+    rows, pieces = _cut(x.shape[0], y.nbytes, g)
+    if rows == g.input_size[0] and pieces == 1:
+        return _flat_filter_at_once(x, y, g, num)
+    strip, met = _strip(g, rows)
+    strips = met.shape[0]
+    ends = [(0, 0, 0), (0, rows * strips - g.input_size[0], 0), *[(0, 0, 0)] * g.rank]
+    x = lax.pad(x, jnp.zeros((), x.dtype), ends)
+    x = x.reshape(x.shape[0] * strips, rows, *x.shape[2:])
+    if pieces > 1:
+        return _sum_of_pieces(pieces, x, y, strip, met, num)
+    y = _take_rows(y, met)
+    return _flat_filter_at_once(x, y.reshape(x.shape[0], *y.shape[2:]), strip, num)
+
+
+def _cut(images: int, size: int, g: Geometry) -> tuple[int, int]:
+    """Rows of ``x`` in a strip, and in how many pieces ``y`` of so many bytes is taken."""
+    n = g.input_size[0]
+    pieces = -(-size // PIECE) if size >= 4 * PIECE else 1
+    # Of rows that two strips meet there are to be fewer than of others.
+    rows = max(-(-n * images // (IMAGES * pieces)), 2 * _phase_taps(g)[0])
+    strips = -(-n // rows)
+    if strips * images < IMAGES // 2 or 2 * images > IMAGES * pieces:
+        rows, strips = n, 1
+    return rows, next((p for p in range(pieces, 1, -1) if images * strips % p == 0), 1)
+
+
+def _strip(g: Geometry, rows: int) -> tuple[Geometry, np.ndarray]:
+    """The geometry of a strip, and the rows of ``y`` that each meets: ``(strips, rows met)``."""
+    strips, s = -(-g.input_size[0] // rows), g.strides[0]
+    met = (rows - 1) * s + g.span[0]
+    strip = dataclasses.replace(
+        g,
+        input_size=(rows, *g.input_size[1:]),
+        crop=(0, *g.crop[1:]),
+        output_size=(met, *g.output_size[1:]),
+    )
+    return strip, np.arange(strips)[:, None] * rows * s + np.arange(met) - g.crop[0]
+
+
+def _sum_of_pieces(
+    pieces: int, x: jax.Array, y: jax.Array, strip: Geometry, met: np.ndarray, num: Numerics
+) -> jax.Array:
+    """G of strips ``x``, a piece of them after another, each taking what it meets of ``y``."""
+    met = np.where(met < 0, y.shape[1], met)  # not counted from the end
+    images = np.arange(y.shape[0])[:, None, None]
+    place = jnp.stack(jnp.broadcast_arrays(images, met), -1).reshape(x.shape[0], -1, 2)
     wide = num._replace(dtype=_accumulator(num.dtype))
 
-    def part(x: jax.Array, y: jax.Array) -> jax.Array:
-        return _convolve(
-            jnp.moveaxis(y, 0, -1)[None],
-            jnp.moveaxis(x, 0, -2),
-            wide,
-            window_strides=g.dilation_rate,
-            padding=[*g.pads[:-1], (lo * co, hi * co)],
-            rhs_dilation=(*g.strides[:-1], g.strides[-1] * co),
-        )
+    def add(w: jax.Array, piece: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        x, place = piece
+        part = y.at[place[..., 0], place[..., 1]].get(mode="fill", fill_value=0)
+        return w + _flat_filter_at_once(x, part, strip, wide), None
 
-    y = y.reshape(*y.shape[:-2], y.shape[-2] * co)
-    images = _images_at_once(x, y)
-    if images == x.shape[0]:
-        w = part(x, y)
-    else:
-        parts = [a.reshape(-1, images, *a.shape[1:]) for a in (x, y)]
-        zero = jnp.zeros((1, *g.kernel_size[:-1], g.kernel_size[-1] * co, ci), wide.dtype)
-        w, _ = lax.scan(lambda w, xy: (w + part(*xy), None), zero, parts)
-    return w.reshape(*g.kernel_size, co, ci).astype(num.dtype)
+    zero = jnp.zeros((*strip.kernel_size, y.shape[-1], x.shape[-1]), wide.dtype)
+    x, place = (a.reshape(pieces, -1, *a.shape[1:]) for a in (x, place))
+    w, _ = lax.scan(add, zero, (x, place))
+    return w.astype(num.dtype)
 
 
-def _images_at_once(x: jax.Array, y: jax.Array) -> Size:
-    """How much of the batch one convolution of `_flat_filter` takes.
+def _flat_filter_at_once(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
+    """`_flat_filter` as one convolution."""
+    co = y.shape[-1]
+    lo, hi = g.pads[-1]
+    w = _convolve(
+        jnp.moveaxis(y.reshape(*y.shape[:-2], y.shape[-2] * co), 0, -1)[None],
+        jnp.moveaxis(x, 0, -2),
+        num,
+        padding=[*g.pads[:-1], (lo * co, hi * co)],
+        stretched=x.shape[0] >= IMAGES // 2,
+        window_strides=g.dilation_rate,
+        rhs_dilation=(*g.strides[:-1], g.strides[-1] * co),
+    )
+    return w.reshape(*g.kernel_size, co, x.shape[-1])
 
-    Each of its output tiles reads all of ``x`` and much of ``y``; where these outgrow the cache,
-    8 images at a time take 0.6 of the time on 32x16x16x128 to 64 channels, 4x4 stride 2.
-    """
-    batch = x.shape[0]
-    if not isinstance(batch, int) or x.nbytes + y.nbytes < 10 << 20:
-        return batch
-    return next((n for n in (8, 7, 9, 6, 10, 12, 5) if batch % n == 0), batch)
+
+# Images from which on nothing is won by more of them in one sum.
+IMAGES = 16
+
+# Bytes of ``y`` in a piece; less than four pieces are one.
+PIECE = 4 << 20
+
+
+def _take_rows(y: jax.Array, row: np.ndarray) -> jax.Array:
+    """``(N, rows, ...)`` to ``(N, *row.shape, ...)``; zeros for rows outside of the image."""
+    lo, hi = max(0, -row.min()), max(0, row.max() + 1 - y.shape[1])
+    rest = y.shape[2:]
+    y = lax.pad(y, jnp.zeros((), y.dtype), [(0, 0, 0), (lo, hi, 0), *[(0, 0, 0)] * len(rest)])
+    y = lax.gather(
+        y,
+        (row + lo).reshape(-1, 1),
+        lax.GatherDimensionNumbers((0, *range(2, y.ndim)), (1,), (1,)),
+        (y.shape[0], 1, *rest),
+        mode="promise_in_bounds",  # a check would cost more compilation than all the rest
+    )
+    return y.reshape(y.shape[0], *row.shape, *rest)
 
 
 # ------------------------------------------------------------------ subpixel
@@ -196,29 +323,36 @@ def _subpixel(x: jax.Array, w: jax.Array, g: Geometry, num: Numerics) -> jax.Arr
     )
 
 
-def _row_phases(x: jax.Array, w: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
-    """T as one `_subpixel` for each phase of the first axis, which has that phase's taps alone."""
-    if g.dilation_rate[0] > 1:  # a phase's taps are not every so many
+def _phases(x: jax.Array, w: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
+    """T as one convolution for each phase, which has that phase's taps alone; then interleaved."""
+    if max(g.dilation_rate) > 1:  # a phase's taps are not every so many
         return _subpixel(x, w, g, num)
-    s, m = g.strides[0], g.input_size[0] + _phase_taps(g)[0] - 1
-    phases = []
-    for r in range(s):
-        part = w[r::s]
-        if not part.shape[0]:
-            part = jnp.zeros((1, *w.shape[1:]), w.dtype)
-        phase = dataclasses.replace(
-            g,
-            kernel_size=part.shape[:-2],
-            strides=(1, *g.strides[1:]),
-            crop=(0, *g.crop[1:]),
-            output_size=(m, *g.output_size[1:]),
+    taps = _phase_taps(g)
+
+    def from_axis(axis: int, part: jax.Array) -> jax.Array:
+        """Of every phase of this axis and those after it: ``(N, *space, C)``, with phases."""
+        if axis < g.rank:
+            each = [
+                from_axis(
+                    axis + 1, part[(slice(None),) * axis + (slice(r, None, g.strides[axis]),)]
+                )
+                for r in range(g.strides[axis])
+            ]
+            return jnp.stack(each, axis + 2)
+        if not part.size:  # more phases than taps
+            part = jnp.zeros((1,) * g.rank + w.shape[g.rank :], w.dtype)
+        return _convolve(
+            x,
+            lax.rev(_swapped(part, g), range(g.rank)),
+            num,
+            padding=[(k - 1, q - 1) for k, q in zip(part.shape, taps, strict=False)],
+            feature_group_count=g.groups,
         )
-        phases.append(_subpixel(x, part, phase, num))
-    y = jnp.stack(phases, 2)
-    y = y.reshape(y.shape[0], m * s, *y.shape[3:])
-    lo, out = g.crop[0], g.output_size[0]
-    ends = [(0, 0, 0), (-lo, lo + out - m * s, 0), *[(0, 0, 0)] * g.rank]
-    return lax.pad(y, jnp.zeros((), y.dtype), ends)
+
+    y = from_axis(0, w)
+    space = [m * s for m, s in zip(y.shape[1:-1:2], g.strides, strict=True)]
+    y = y.reshape(y.shape[0], *space, y.shape[-1])
+    return _crop(y, g.crop, g)
 
 
 def _phase_taps(g: Geometry) -> list[int]:
@@ -243,13 +377,19 @@ def _phases_to_channels(w: jax.Array, g: Geometry) -> jax.Array:
 
 
 def _interleave(z: jax.Array, starts: Sequence[Size], g: Geometry) -> jax.Array:
-    """``(N, *m, *strides, C)`` to space, and of that the output: from ``starts``, zero beyond."""
+    """``(N, *m, *strides, C)`` to space, and of that the output, from ``starts``."""
     r = g.rank
     order = itertools.chain.from_iterable((1 + a, 1 + r + a) for a in range(r))
     space = [m * s for m, s in zip(z.shape[1:], g.strides, strict=False)]
     y = z.transpose(0, *order, 1 + 2 * r).reshape(z.shape[0], *space, z.shape[-1])
+    return _crop(y, starts, g)
+
+
+def _crop(y: jax.Array, starts: Sequence[Size], g: Geometry) -> jax.Array:
+    """The output, which begins at ``starts``; zero beyond the end."""
     window = [
-        (-lo, lo + out - m, 0) for lo, out, m in zip(starts, g.output_size, space, strict=True)
+        (-lo, lo + out - m, 0)
+        for lo, out, m in zip(starts, g.output_size, y.shape[1:], strict=False)
     ]
     return lax.pad(y, jnp.zeros((), y.dtype), [(0, 0, 0), *window, (0, 0, 0)])
 
@@ -343,23 +483,47 @@ def _overlap_add(p: jax.Array, g: Geometry) -> jax.Array:
 
 
 def _planes(x: jax.Array, w: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
-    """T in three dimensions as T in two: depth joins the batch, the kernel's depth its filters."""
+    """T in three dimensions as T in two: each phase of depth joins the batch.
+
+    The planes of ``x`` that meet one plane of ``y`` are channels of it.
+    """
     depth, plane = _without_depth(g)
-    p = transpose(
-        _depth_to_batch(x), _depth_to_filters(w), plane, num._replace(lowering="subpixel")
-    )
-    p = p.reshape(-1, *depth.input_size, *plane.output_size, *depth.kernel_size, w.shape[-2])
-    p = jnp.moveaxis(p, -2, 2)
-    y = _overlap_add(p.reshape(*p.shape[:3], math.prod(p.shape[3:])), depth)
-    return y.reshape(*y.shape[:2], *plane.output_size, w.shape[-2])
+    (k,), (s,), (d,), (lo,), (out,) = (
+        depth.kernel_size, depth.strides, depth.dilation_rate, depth.crop, depth.output_size
+    )  # fmt: skip
+    planes = -(-out // s)
+    phases = []
+    for first in range(s):  # planes first, first + s, ... of the output
+        taps = [t for t in range(k) if (first + lo - t * d) % s == 0]
+        if not taps:
+            shape = (x.shape[0], planes, *plane.output_size, w.shape[-2])
+            phases.append(jnp.zeros(shape, num.dtype))
+            continue
+        met = np.array([(first + lo - t * d) // s for t in taps])
+        part = _take_rows(x, np.arange(planes)[:, None] + met)
+        y = _subpixel(
+            _depth_to_batch(_merge_last(jnp.moveaxis(part, 2, -2))),
+            jnp.concatenate([w[t] for t in taps], -1),
+            plane,
+            num,
+        )
+        phases.append(y.reshape(x.shape[0], planes, *y.shape[1:]))
+    y = jnp.stack(phases, 2)
+    y = y.reshape(y.shape[0], planes * s, *y.shape[3:])
+    return lax.slice_in_dim(y, 0, out, axis=1)
+
+
+def _planes_strided(y: jax.Array, w: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
+    """C as in `_planes`."""
+    depth, plane = _without_depth(g)
+    x = _strided(_depth_windows(y, depth), _depth_to_filters(w), plane, num)
+    return x.reshape(-1, *depth.input_size, *x.shape[1:])
 
 
 def _planes_kernel_grad(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
     """G as in `_planes`."""
     depth, plane = _without_depth(g)
-    w = kernel_grad(
-        _depth_to_batch(x), _depth_windows(y, depth), plane, num._replace(lowering="subpixel")
-    )
+    w = _flat_filter(_depth_to_batch(x), _depth_windows(y, depth), plane, num)
     w = w.reshape(*plane.kernel_size, *depth.kernel_size, y.shape[-1], x.shape[-1])
     return jnp.moveaxis(w, -3, 0)
 
@@ -389,9 +553,7 @@ def _depth_windows(y: jax.Array, depth: Geometry) -> jax.Array:
         depth.strides,
         depth.dilation_rate,
     )
-    plane = np.arange(n)[:, None] * s + np.arange(k) * d - depth.crop[0]
-    plane = np.where(plane < 0, y.shape[1], plane)  # no plane, rather than one from the end
-    y = jnp.take(y, plane, axis=1, mode="fill", fill_value=0)
+    y = _take_rows(y, np.arange(n)[:, None] * s + np.arange(k) * d - depth.crop[0])
     return _merge_last(_depth_to_batch(jnp.moveaxis(y, 2, -2)))
 
 
@@ -419,11 +581,15 @@ def _accumulator(dtype: Any) -> Any:
 TRANSPOSE: dict[str, Way] = {
     "input_dilation": _input_dilation,
     "subpixel": _subpixel,
-    "row_phases": _row_phases,
+    "phases": _phases,
     "matmul": _matmul,
     "planes": _planes,
 }
-STRIDED: dict[str, Way] = {"strided": _strided, "matmul": _matmul_strided}
+STRIDED: dict[str, Way] = {
+    "strided": _strided,
+    "matmul": _matmul_strided,
+    "planes": _planes_strided,
+}
 KERNEL_GRAD: dict[str, Way] = {
     "backward_filter": _backward_filter,
     "flat_filter": _flat_filter,
@@ -442,20 +608,23 @@ class Ways(NamedTuple):
 
 CONVOLUTIONS = Ways("input_dilation", "strided", "backward_filter")
 PRODUCTS = Ways("matmul", "matmul", "matmul")
-PLANES = Ways("planes", "strided", "planes")
+PLANES = Ways("planes", "planes", "planes")
 NAMED = {
     "input_dilation": CONVOLUTIONS,
-    "subpixel": Ways("subpixel", "strided", "flat_filter"),
+    "subpixel": CONVOLUTIONS._replace(transpose="subpixel"),
     "matmul": PRODUCTS,
     "lax": CONVOLUTIONS,
 }
 REFERENCE = "lax"  # the convolutions themselves, and what JAX derives from them
 LOWERINGS = ("auto", *NAMED)
 
+# More convolutions than these take long to compile.
+MANY_PHASES = 9
+
 # Products up to this size stay in the cache between the product and its overlap-add.  From
 # 32 MiB on a buffer is fresh memory at every call, and touching its pages costs more than
 # computing it.
-SMALL_PRODUCT = 8 << 20
+SMALL_PRODUCT = 16 << 20
 
 
 def ways(g: Geometry, batch: Size, filters: int, dtype: Any, target: str) -> Ways:
@@ -466,9 +635,8 @@ def ways(g: Geometry, batch: Size, filters: int, dtype: Any, target: str) -> Way
       batch: ``N``.
       filters: ``co``, output channels of one group.
       dtype: of the operands.
-      target: ``"cpu"`` where one CPU computes the map.  Anything else gets plain convolutions,
-        which XLA's partitioner splits by batch, channels and space, and which GPU and TPU have
-        kernels for.
+      target: as `Numerics` has it.  Anything but ``"cpu"`` gets plain convolutions, which XLA's
+        partitioner splits by batch, channels and space, and which GPU and TPU have kernels for.
 
     Ratios are of times on two cores of an AMD EPYC (Zen 5), jaxlib 0.10.2, float32.
     """
@@ -479,8 +647,8 @@ def ways(g: Geometry, batch: Size, filters: int, dtype: Any, target: str) -> Way
         # groups, 10 times for int32.
         return PRODUCTS
     if g.rank == 3:
-        # Nor has it a fast convolution of three dimensions: T takes 0.7 of the subpixel way, G
-        # a tenth of the convolution.  C's would take 0.6, but hold the windows twice with G's.
+        # Nor has it a fast convolution of three dimensions: T takes 0.45 of the subpixel way, C
+        # 0.35 and G a tenth of the convolutions on 12x12x12x64 to 32, 3x3x3 at stride 2.
         return PLANES
     if all(k <= s for k, s in zip(g.span, g.strides, strict=True)):
         # Nothing overlaps: each map is one matrix product of rearranged pixels.  1.5 to 2 times
@@ -493,55 +661,47 @@ def ways(g: Geometry, batch: Size, filters: int, dtype: Any, target: str) -> Way
         # 12 times for float64; 2.4 times at dilation 2; 2 times on 32x4x4x512 to 256 channels
         # and on 96x96x56 to 1, where the other ways compute what the crop then removes.
         return Ways("matmul", "strided", "flat_filter")
-    if g.kernel_size[0] % g.strides[0] != 0:
-        # Merging phases would fill up the kernel to a multiple of the stride on every axis: 0.75
-        # of the time on 2x64x64x128 to 64, 3x3 at stride 2; 0.85 on 32x16x16x128 to 64, 5x5.
-        return Ways("row_phases", "strided", "flat_filter")
+    whole = all(k % s == 0 for k, s in zip(g.kernel_size, g.strides, strict=True))
+    if not whole and math.prod(g.strides) <= MANY_PHASES:
+        # Merging phases fills up the kernel to a multiple of the stride: 0.7 of the time on
+        # 2x64x64x128 to 64 channels, 3x3 at stride 2; 0.85 on 32x16x16x128 to 64, 5x5.
+        return Ways("phases", "strided", "flat_filter")
     return Ways("subpixel", "strided", "flat_filter")
-
-
-def _ways(g: Geometry, batch: Size, filters: int, num: Numerics, dtype: Any, target: str) -> Ways:
-    if num.lowering in NAMED:
-        return NAMED[num.lowering]
-    return ways(g, batch, filters, dtype, target)
 
 
 # ------------------------------------------------------------------ the maps
 
 
-def transpose(
-    x: jax.Array, w: jax.Array, g: Geometry, num: Numerics, target: str = "default"
-) -> jax.Array:
+def transpose(x: jax.Array, w: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
     """T."""
-    x, w = _promote(x, w)
-    way = _ways(g, x.shape[0], w.shape[-2], num, x.dtype, target).transpose
-    return _narrowed(TRANSPOSE[way], x, w, g, num)
+    return _compute("transpose", TRANSPOSE, x, w, g, num, x.shape[0], w.shape[-2])
 
 
-def strided(
-    y: jax.Array, w: jax.Array, g: Geometry, num: Numerics, target: str = "default"
-) -> jax.Array:
+def strided(y: jax.Array, w: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
     """C."""
-    y, w = _promote(y, w)
-    way = _ways(g, y.shape[0], w.shape[-2], num, y.dtype, target).strided
-    return _narrowed(STRIDED[way], y, w, g, num)
+    return _compute("strided", STRIDED, y, w, g, num, y.shape[0], w.shape[-2])
 
 
-def kernel_grad(
-    x: jax.Array, y: jax.Array, g: Geometry, num: Numerics, target: str = "default"
-) -> jax.Array:
+def kernel_grad(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
     """G."""
-    x, y = _promote(x, y)
-    way = _ways(g, x.shape[0], y.shape[-1] // g.groups, num, x.dtype, target).kernel_grad
-    return _narrowed(KERNEL_GRAD[way], x, y, g, num)
+    filters = y.shape[-1] // g.groups
+    return _compute("kernel_grad", KERNEL_GRAD, x, y, g, num, x.shape[0], filters)
 
 
-def _narrowed(way: Way, a: jax.Array, b: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
-    """The result in ``num.dtype``, which may be narrower than the operands: computed in theirs."""
-    wide = jnp.promote_types(num.dtype, a.dtype)
-    return way(a, b, g, num._replace(dtype=wide)).astype(num.dtype)
-
-
-def _promote(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
-    dtype = jnp.promote_types(a.dtype, b.dtype)
-    return a.astype(dtype), b.astype(dtype)
+def _compute(
+    name: str,
+    table: dict[str, Way],
+    a: jax.Array,
+    b: jax.Array,
+    g: Geometry,
+    num: Numerics,
+    batch: Size,
+    filters: int,
+) -> jax.Array:
+    """A map of operands in their common dtype; only the result is narrowed, where it is to be."""
+    with jax.numpy_dtype_promotion("standard"):  # strictness is for the arguments
+        dtype = jnp.promote_types(a.dtype, b.dtype)
+        wide = num._replace(dtype=jnp.promote_types(num.dtype, dtype))
+    taken = NAMED.get(num.lowering) or ways(g, batch, filters, dtype, num.target)
+    way = table[getattr(taken, name)]
+    return way(a.astype(dtype), b.astype(dtype), g, wide).astype(num.dtype)

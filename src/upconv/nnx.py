@@ -19,7 +19,7 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 from jax.typing import ArrayLike, DTypeLike
 
-from upconv import geometry, lax
+from upconv import functional, geometry, lax
 from upconv.initializers import Initializer
 from upconv.layer import Activation, Ints, Layer, Parameter
 from upconv.rules import Constraint, Regularizer, Rule, path_string
@@ -132,8 +132,10 @@ class _ConvTranspose(nnx.Module):
           `dtype` or else the promoted dtype of inputs and parameters.
 
         Raises:
+          TypeError: if the inputs are no array.
           ValueError: if the inputs have too few axes, no pixels, or another number of channels.
         """
+        functional.check_array("inputs", inputs)
         shape = jnp.shape(inputs)
         self.compute_output_shape(shape)  # raises what is wrong with the shape before any tracing
         c_in = shape[self.config.channel_axis]
@@ -157,13 +159,12 @@ class _ConvTranspose(nnx.Module):
     def _variable(
         self, parameter: Parameter, metadata: Metadata, rngs: nnx.Rngs
     ) -> nnx.Variable[jax.Array]:
-        shape, initializer, rule = parameter
-        value = initializer(rngs.params(), shape, self.config.param_dtype)
+        value = parameter.initial(rngs.params(), self.config.param_dtype)
         if not self.config.trainable:
             # No optimizer sees this type, so no rule can apply to it either.
             return NonTrainable(value, **metadata)
-        if rule != Rule():
-            metadata = {**metadata, _DECLARED: _Declared(rule, shape)}
+        if parameter.rule != Rule():
+            metadata = {**metadata, _DECLARED: _Declared(parameter.rule, parameter.shape)}
         return nnx.Param(value, **metadata)
 
 
@@ -371,6 +372,7 @@ def rules(module: nnx.Module) -> dict[str, Rule]:
       where several could be meant, the foremost are.
 
     Raises:
+      TypeError: if `module` is not an nnx module.
       ValueError: if a parameter has a shape that no stack of its layers has.
 
     >>> from upconv.constraints import MaxNorm
@@ -384,6 +386,7 @@ def rules(module: nnx.Module) -> dict[str, Rule]:
     ...     print(path, rule.constraint)
     layers/0/kernel MaxNorm(max_value=2.0, axis=0)
     """
+    _check_module(module)
     found = {}
     state = nnx.state(module, nnx.Param)
     for key_path, variable in jax.tree_util.tree_leaves_with_path(state, is_leaf=_is_variable):
@@ -406,15 +409,25 @@ def losses(module: nnx.Module) -> jax.Array:
     Returns:
       A scalar, float32; 0 if no layer has an activity regularizer.
 
+    Raises:
+      TypeError: if `module` is not an nnx module.
+
     >>> layer = Conv1DTranspose(3, 2, 3, activity_regularizer=jnp.sum, rngs=nnx.Rngs(0))
     >>> outputs = layer(jnp.ones((2, 8, 3)))
     >>> bool(jnp.isclose(losses(layer), outputs.sum() / 2))
     True
     """
+    _check_module(module)
     total = jnp.zeros((), jnp.float32)
     for loss in jax.tree.leaves(nnx.state(module, Loss)):
-        total += jnp.sum(loss)
+        with jax.numpy_dtype_promotion("standard"):  # whatever the layers' arrays are held to
+            total += jnp.sum(loss)
     return total
+
+
+def _check_module(module: Any) -> None:
+    if not isinstance(module, nnx.Module):
+        raise TypeError(f"module must be an instance of flax.nnx.Module, got {module!r}")
 
 
 # The metadata of a parameter that has a rule.

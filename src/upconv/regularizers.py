@@ -170,7 +170,8 @@ def _absolute(x: jax.Array) -> jax.Array:
 
 def _at_least_float32(x: ArrayLike) -> jax.Array:
     x = jnp.asarray(x)
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    with jax.numpy_dtype_promotion("standard"):  # whatever the caller's arrays are held to
+        return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _store_factor(record: Any, name: str) -> None:

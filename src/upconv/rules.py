@@ -61,6 +61,12 @@ def path_string(path: tuple[Any, ...]) -> str:
     A box round a parameter (`flax.linen.Partitioned`, `flax.nnx.Param`) holds it in the attribute
     `value`, which is no part of the parameter's name.
 
+    Args:
+      path: as `jax.tree_util.tree_leaves_with_path` gives it.
+
+    Returns:
+      The name, such as `decoder/up1/kernel`.
+
     >>> params = {"decoder": {"up1": {"kernel": 0.0}}}
     >>> [path_string(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     ['decoder/up1/kernel']

@@ -141,7 +141,8 @@ def with_rules(
       The optimizer to use instead.
 
     Raises:
-      TypeError: if `rules` is not a mapping from strings to `Rule`.
+      TypeError: if `optimizer` is not an optax transformation, or `rules` not a mapping from
+        strings to `Rule`.
       ValueError: (from `init` and `update`) as the two transformations raise it.
 
     >>> rules = {"kernel": Rule(regularizer=jnp.sum, constraint=jax.nn.relu)}
@@ -152,6 +153,8 @@ def with_rules(
     >>> optax.apply_updates(params, updates)["kernel"].tolist()
     [0.0, 3.0]
     """
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise TypeError(f"optimizer must be an optax.GradientTransformation, got {optimizer!r}")
     return optax.chain(add_regularization(rules), optimizer, project(rules))
 
 
@@ -229,7 +232,8 @@ def _constrained(path: str, rule: Rule, param: jax.Array) -> jax.Array:
 def _wide(x: Any) -> jax.Array:
     """In the array's precision, but float32 at least."""
     x = jnp.asarray(x)
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    with jax.numpy_dtype_promotion("standard"):  # whatever the caller's arrays are held to
+        return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _is_hole(node: Any) -> bool:

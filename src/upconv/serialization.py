@@ -1,0 +1,238 @@
+"""Layers as plain JSON, and back.
+
+`to_config` writes what a layer is, not its parameters: a dictionary that `json.dumps` takes. Its
+``"version"`` is that of the format; a layer written by one release can be read by every later one.
+
+Regularizers, constraints, initializers and activations are written by name if they are this
+package's, or functions of `jax.nn`, `jax.nn.initializers` or `jax.numpy`. Your own go by names that
+you give, the same in both directions::
+
+    config = to_config(layer, custom_objects={"swoosh": swoosh})
+    layer = from_config(config, custom_objects={"swoosh": swoosh})
+
+Reading a config imports nothing and runs no code that it names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx as flax_nnx
+
+from upconv import activations, constraints, initializers, linen, nnx, regularizers
+from upconv.layer import Layer
+
+__all__ = ["VERSION", "from_config", "to_config"]
+
+VERSION = 1
+
+CustomObjects = Mapping[str, Any]
+
+_NAMES = ("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose")
+_LAYERS: dict[str, Any] = {
+    f"{api.__name__}.{name}": getattr(api, name) for api in (linen, nnx) for name in _NAMES
+}
+_FIELDS = tuple(f.name for f in dataclasses.fields(Layer) if f.name != "rank")
+_DTYPES = ("dtype", "param_dtype")
+
+# The dataclasses that are written by class and fields.
+_RECORDS: dict[str, Any] = {
+    f"{module.__name__.removeprefix('upconv.')}.{name}": getattr(module, name)
+    for module in (activations, constraints, initializers, regularizers)
+    for name in module.__all__
+    if dataclasses.is_dataclass(getattr(module, name))
+}
+# Where functions may come from that are written by name.
+_FUNCTIONS = {
+    "jax.nn": jax.nn,
+    "jax.nn.initializers": jax.nn.initializers,
+    "jax.numpy": jnp,
+}
+_ENUMS: dict[str, Any] = {
+    "Precision": jax.lax.Precision,
+}
+
+
+def to_config(layer: Any, *, custom_objects: CustomObjects | None = None) -> dict[str, Any]:
+    """What a layer is, as a dictionary of strings, numbers, lists and dictionaries.
+
+    Args:
+      layer: a ``Conv1DTranspose``, ``Conv2DTranspose`` or ``Conv3DTranspose`` of `upconv.linen` or
+        `upconv.nnx`. The metadata of an nnx layer's variables are not written.
+      custom_objects: names for callables that are not this package's or JAX's.
+
+    Returns:
+      A new dictionary with ``"version"``, ``"class"`` and an entry for every argument.
+
+    Raises:
+      TypeError: for anything but such a layer.
+      ValueError: for a callable that has no name. The message names the argument.
+
+    >>> from upconv.regularizers import L2
+    >>> config = to_config(linen.Conv2DTranspose(4, 5, strides=2, kernel_regularizer=L2(0.1)))
+    >>> config["class"], config["strides"], config["kernel_regularizer"]
+    ('upconv.linen.Conv2DTranspose', [2, 2], {'class': 'regularizers.L2', 'l2': 0.1})
+    """
+    kind = next((name for name, cls in _LAYERS.items() if type(layer) is cls), None)
+    if kind is None:
+        raise TypeError(
+            f"layer must be one of {', '.join(_LAYERS)}, got {type(layer).__module__}."
+            f"{type(layer).__qualname__}"
+        )
+    config: dict[str, Any] = {"version": VERSION, "class": kind}
+    if kind.startswith("upconv.nnx"):
+        config["in_features"] = layer.in_features
+        layer = layer.config
+    else:
+        config["name"] = layer.name
+    for name in _FIELDS:
+        value = getattr(layer, name)
+        if name in _DTYPES:
+            config[name] = None if value is None else jnp.dtype(value).name
+        else:
+            config[name] = _encode(name, value, custom_objects or {})
+    return config
+
+
+def from_config(
+    config: Mapping[str, Any],
+    *,
+    rngs: flax_nnx.Rngs | None = None,
+    custom_objects: CustomObjects | None = None,
+) -> Any:
+    """The layer that `to_config` wrote.
+
+    Args:
+      config: a dictionary. Arguments that it lacks have their defaults.
+      rngs: for a layer of `upconv.nnx`, and for no other: where its initial values come from.
+      custom_objects: callables by the names that `to_config` was given for them.
+
+    Returns:
+      A layer of the class that the config names, equal to the one that was written.
+
+    Raises:
+      TypeError: if `config` is no mapping, or an argument in it has the wrong type.
+      ValueError: if the version is missing or unknown, or the class, a key or a name is unknown,
+        or an argument is missing or out of range; where `rngs` are missing, or not needed. The
+        message names the key.
+
+    >>> layer = linen.Conv1DTranspose(4, 5, activation=activations.LeakyReLU(0.3))
+    >>> from_config(to_config(layer)) == layer
+    True
+    """
+    if not isinstance(config, Mapping):
+        raise TypeError(f"config must be a dictionary, got {config!r}")
+    if "version" not in config:
+        raise ValueError(f"config must have a 'version', got the keys {sorted(config)}")
+    if config["version"] != VERSION or isinstance(config["version"], bool):
+        raise ValueError(f"version must be {VERSION}, got {config['version']!r}")
+    if config.get("class") not in _LAYERS:
+        raise ValueError(f"class must be one of {', '.join(_LAYERS)}, got {config.get('class')!r}")
+    cls = _LAYERS[config["class"]]
+    stateful = issubclass(cls, flax_nnx.Module)
+    required = {"filters", "kernel_size", *(["in_features"] if stateful else [])}
+    given = {name: value for name, value in config.items() if name not in ("version", "class")}
+    unknown = given.keys() - {*_FIELDS, "in_features" if stateful else "name"}
+    if unknown:
+        raise ValueError(f"config has unknown keys {sorted(unknown)} for {config['class']}")
+    if required - given.keys():
+        raise ValueError(f"config lacks the keys {sorted(required - given.keys())}")
+    if stateful != (rngs is not None):
+        raise ValueError(
+            f"rngs must be given for a layer of upconv.nnx and for no other, got rngs={rngs!r} "
+            f"for {config['class']}"
+        )
+    arguments = {name: _decode(name, value, custom_objects or {}) for name, value in given.items()}
+    for name in _DTYPES:
+        if isinstance(arguments.get(name), str):
+            arguments[name] = _dtype(name, arguments[name])
+    return cls(**arguments, **({"rngs": rngs} if stateful else {}))
+
+
+def _encode(name: str, value: Any, custom: CustomObjects) -> Any:
+    """`value`, which `name` is to be given, in what JSON has."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        return [_encode(name, entry, custom) for entry in value]
+    for key, known in custom.items():
+        if known is value:
+            return {"custom": key}
+    for key, cls in _RECORDS.items():
+        if type(value) is cls:
+            fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+            return {
+                "class": key,
+                **{n: _encode(f"{name}.{n}", v, custom) for n, v in fields.items()},
+            }
+    if isinstance(value, enum.Enum) and type(value).__name__ in _ENUMS:
+        return {"enum": f"{type(value).__name__}.{value.name}"}
+    for path, module in _FUNCTIONS.items():
+        called = getattr(value, "__name__", "")
+        if called and getattr(module, called, None) is value:
+            return {"function": f"{path}.{called}"}
+    raise ValueError(
+        f"{name} must be one of upconv's own objects, a function of {', '.join(_FUNCTIONS)} or "
+        f"have a name in custom_objects, to be written to a config; got {value!r}"
+    )
+
+
+def _decode(name: str, value: Any, custom: CustomObjects) -> Any:
+    """What `_encode` took."""
+    if isinstance(value, list | tuple):
+        return tuple(_decode(name, entry, custom) for entry in value)
+    if not isinstance(value, Mapping):
+        return value
+    kinds = [kind for kind in _FOUND if kind in value]
+    if len(kinds) != 1:
+        raise ValueError(f"{name} must have one of the keys {', '.join(_FOUND)}, got {value!r}")
+    [kind] = kinds
+    found = _FOUND[kind](str(value[kind]), custom)
+    if found is None:
+        raise ValueError(f"{name} names the unknown {kind} {value[kind]!r}")
+    rest = {key: entry for key, entry in value.items() if key != kind}
+    known = [f.name for f in dataclasses.fields(found)] if kind == "class" else []
+    if rest.keys() - set(known):
+        raise ValueError(f"{name} has unknown keys {sorted(rest.keys() - set(known))}")
+    if kind != "class":
+        return found
+    lacking = [f.name for f in dataclasses.fields(found) if _required(f)]
+    if set(lacking) - rest.keys():
+        raise ValueError(f"{name} lacks the keys {sorted(set(lacking) - rest.keys())}")
+    return found(**{key: _decode(f"{name}.{key}", v, custom) for key, v in rest.items()})
+
+
+def _required(field: dataclasses.Field) -> bool:
+    return field.default is field.default_factory is dataclasses.MISSING
+
+
+def _function(path: str, custom: CustomObjects) -> Any:
+    module, _, name = path.rpartition(".")
+    found = getattr(_FUNCTIONS.get(module), name, None)
+    return found if callable(found) and not name.startswith("_") else None
+
+
+def _enum(path: str, custom: CustomObjects) -> Any:
+    kind, _, name = path.partition(".")
+    return getattr(_ENUMS.get(kind), "__members__", {}).get(name)
+
+
+# How what is named by each key is found.
+_FOUND: dict[str, Callable[[str, CustomObjects], Any]] = {
+    "class": lambda path, custom: _RECORDS.get(path),
+    "function": _function,
+    "enum": _enum,
+    "custom": lambda name, custom: custom.get(name),
+}
+
+
+def _dtype(name: str, value: str) -> Any:
+    try:
+        return jnp.dtype(value)
+    except TypeError:
+        raise ValueError(f"{name} must be the name of a dtype, got {value!r}") from None
