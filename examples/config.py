@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import json
 import tomllib
 import typing
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType, UnionType
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 
 from upconv import constraints, regularizers
+
+TASKS = ("autoencoder", "gan", "superres", "denoise")
 
 
 class ConfigError(ValueError):
     """A config that means nothing; the message names the file and the key."""
 
 
-def _require(condition: bool, key: str, expected: str, value: object) -> None:
+def require(condition: bool, key: str, expected: str, value: object) -> None:
+    """Raises a ConfigError that names the key unless the condition holds."""
     if not condition:
         raise ConfigError(f"{key}: must be {expected}, got {value!r}")
 
@@ -48,59 +53,40 @@ def declared(text: str | None, module: ModuleType) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
-class Data:
-    """The images."""
+class Declarations:
+    """What a model's layers declare; a base for sections `model`."""
 
-    heldout: int = 1000
-    """How many of the 5,000 digits training never sees."""
-    shift: int = 1
-    """Training images are moved by up to this many pixels, at random."""
-
-    def __post_init__(self) -> None:
-        _require(self.heldout > 0, "data.heldout", "positive", self.heldout)
-        _require(self.shift >= 0, "data.shift", "0 or more", self.shift)
-
-
-@dataclasses.dataclass(frozen=True)
-class Model:
-    """The autoencoder."""
-
-    latent: int = 32
-    """Numbers in the code of an image."""
-    features: tuple[int, ...] = (24, 48)
-    """Channels of the encoder; the decoder's are the same in reverse."""
-    kernel_size: int = 4
-    """Of the decoder's transposed convolutions."""
     kernel_regularizer: str | None = None
-    """For their kernels; a class of upconv.regularizers with its arguments."""
+    """For the transposed convolutions' kernels; a class of upconv.regularizers, and arguments."""
     kernel_constraint: str | None = None
-    """For their kernels; a class of upconv.constraints with its arguments."""
+    """For the same kernels; a class of upconv.constraints, and arguments."""
 
     def __post_init__(self) -> None:
-        _require(self.latent > 0, "model.latent", "positive", self.latent)
-        good = bool(self.features) and min(self.features) > 0
-        _require(good, "model.features", "one or more positive integers", self.features)
-        _require(self.kernel_size > 0, "model.kernel_size", "positive", self.kernel_size)
-        for key, module in (
-            ("kernel_regularizer", regularizers),
-            ("kernel_constraint", constraints),
-        ):
+        for key in ("regularizer", "constraint"):
             try:
-                declared(getattr(self, key), module)
+                getattr(self, key)()
             except (TypeError, ValueError) as error:
-                raise ConfigError(f"model.{key}: {error}") from error
+                raise ConfigError(f"model.kernel_{key}: {error}") from error
+
+    def regularizer(self) -> Any:
+        """The regularizer that is named, or None."""
+        return declared(self.kernel_regularizer, regularizers)
+
+    def constraint(self) -> Any:
+        """The constraint that is named, or None."""
+        return declared(self.kernel_constraint, constraints)
 
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
     """Adam, its learning rate falling to 0 along a cosine."""
 
-    learning_rate: float = 4e-3
+    learning_rate: float = 1e-3
     """At the first step."""
 
     def __post_init__(self) -> None:
         good = 0 < self.learning_rate < float("inf")
-        _require(good, "optimizer.learning_rate", "positive", self.learning_rate)
+        require(good, "optimizer.learning_rate", "positive", self.learning_rate)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,27 +96,38 @@ class Train:
     steps: int = 2000
     """Updates of the parameters."""
     batch_size: int = 100
-    """Images per step."""
+    """Examples per step, on all devices together."""
     log_every: int = 100
-    """Steps from one line of metrics to the next."""
+    """Steps from one line of metrics to the next; a line has means over them."""
+    evaluate_every: int = 500
+    """Steps from one evaluation, with pictures, to the next; it makes a line too."""
+    checkpoint_every: int = 500
+    """Steps from one checkpoint to the next; the last two are kept."""
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of activations; parameters and the optimizer's state are float32."""
+    tensorboard: bool = False
+    """Whether to write the metrics for TensorBoard, too; needs the extra `tensorboard`."""
     seed: int = 0
     """Of the parameters, the batches and the split."""
 
     def __post_init__(self) -> None:
-        for key in ("steps", "batch_size", "log_every"):
-            _require(getattr(self, key) > 0, f"train.{key}", "positive", getattr(self, key))
-        _require(self.seed >= 0, "train.seed", "0 or more", self.seed)
+        for key in ("steps", "batch_size", "log_every", "evaluate_every", "checkpoint_every"):
+            require(getattr(self, key) > 0, f"train.{key}", "positive", getattr(self, key))
+        require(self.seed >= 0, "train.seed", "0 or more", self.seed)
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """A training run."""
+    """A training run, so far as it is the same for every task."""
 
+    task: tyro.conf.Suppress[str]
+    """The module that says what is trained."""
     run: str | None = None
     """The folder to write to; runs/NAME for configs/NAME.toml if left out."""
-    data: Data = Data()
-    model: Model = Model()
-    optimizer: Optimizer = Optimizer()
+    resume: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Go on from the last checkpoint in that folder."""
+    overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Start anew although the folder has a checkpoint, and delete what is there."""
     train: Train = Train()
 
 
@@ -144,14 +141,13 @@ def from_command_line(argv: Sequence[str], description: str) -> Config:
     if not argv:
         raise ConfigError("name a config, such as configs/digits_autoencoder.toml; see --help")
     named = not argv[0].startswith("-")
-    default = load(Path(argv[0])) if named else Config(run="runs/NAME")
+    default = load(Path(argv[0])) if named else Config(task="", run="runs/NAME")
     return tyro.cli(
-        Config,
+        type(default),
         prog=f"train.py {argv[0] if named else 'CONFIG'}",
         description=description,
         default=default,
         args=argv[1:] if named else ["--help"],
-        config=(tyro.conf.FlagConversionOff,),
     )
 
 
@@ -163,8 +159,7 @@ def load(path: Path) -> Config:
     """
     try:
         with path.open("rb") as file:
-            table = tomllib.load(file)
-        config = _typed(Config, table, "")
+            config = from_table(tomllib.load(file))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, ConfigError) as error:
@@ -174,22 +169,47 @@ def load(path: Path) -> Config:
     return config
 
 
+def from_table(table: dict[str, Any]) -> Config:
+    """The config that a TOML file, or a checkpoint, holds as a table; its task knows the type.
+
+    Raises:
+      ConfigError: naming the key.
+    """
+    task = table.get("task")
+    if task not in TASKS:
+        given = f"got {task!r}" if "task" in table else "it is missing"
+        raise ConfigError(f"task: expected one of {', '.join(TASKS)}; {given}")
+    return _typed(import_module(task).Config, table, "")
+
+
+def to_table(config: Config) -> dict[str, Any]:
+    """The inverse of `from_table`, of what JSON can hold."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
 def _typed(annotation: Any, value: Any, key: str) -> Any:
     """What TOML holds as the type that a dataclass asks for."""
     if dataclasses.is_dataclass(annotation):
         return _section(annotation, value, key)
+    expected = getattr(annotation, "__name__", "value")
     match annotation, value:
         case (kind, _) if isinstance(kind, UnionType):
+            if value is None and type(None) in typing.get_args(kind):
+                return None
             return _typed(next(a for a in typing.get_args(kind) if a is not type(None)), value, key)
         case (kind, list()) if typing.get_origin(kind) is tuple:
             item = typing.get_args(kind)[0]
             return tuple(_typed(item, v, f"{key}[{i}]") for i, v in enumerate(value))
+        case (kind, _) if typing.get_origin(kind) is tuple:
+            expected = "array"
+        case (kind, _) if typing.get_origin(kind) is Literal:
+            if value in (choices := typing.get_args(kind)):
+                return value
+            expected = f"one of {', '.join(map(repr, choices))}"
         case (kind, _) if kind is float and type(value) is int:
             return float(value)
         case (kind, _) if type(value) is kind:
             return value
-    expected = getattr(annotation, "__name__", "value")
-    expected = "array" if typing.get_origin(annotation) is tuple else expected
     raise ConfigError(f"{key}: expected {expected}, got {type(value).__name__} {value!r}")
 
 

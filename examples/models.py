@@ -1,4 +1,4 @@
-"""The models of the examples, in Flax linen."""
+"""The autoencoder's model, in Flax linen."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import math
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from upconv.linen import Conv2DTranspose
 from upconv.rules import Constraint, Regularizer
@@ -16,13 +18,14 @@ class Encoder(nn.Module):
 
     features: tuple[int, ...]
     latent: int
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `(n, height, width, channels)` to `(n, latent)`."""
         for channels in self.features:
-            x = nn.gelu(nn.Conv(channels, (4, 4), strides=2)(x))
-        return nn.Dense(self.latent)(x.reshape(len(x), -1))
+            x = nn.gelu(nn.Conv(channels, (4, 4), strides=2, dtype=self.dtype)(x))
+        return nn.Dense(self.latent, dtype=self.dtype)(x.reshape(len(x), -1))
 
 
 class Decoder(nn.Module):
@@ -34,6 +37,7 @@ class Decoder(nn.Module):
       kernel_size: of the transposed convolutions.
       kernel_regularizer: for their kernels.
       kernel_constraint: for their kernels.
+      dtype: of the activations.
     """
 
     image_shape: tuple[int, int, int]
@@ -41,6 +45,7 @@ class Decoder(nn.Module):
     kernel_size: int
     kernel_regularizer: Regularizer | None = None
     kernel_constraint: Constraint | None = None
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, codes: jax.Array) -> jax.Array:
@@ -48,7 +53,7 @@ class Decoder(nn.Module):
         height, width, channels = self.image_shape
         scale = 2 ** len(self.features)
         smallest = (height // scale, width // scale, self.features[0])
-        x = nn.gelu(nn.Dense(math.prod(smallest))(codes)).reshape(-1, *smallest)
+        x = nn.gelu(nn.Dense(math.prod(smallest), dtype=self.dtype)(codes)).reshape(-1, *smallest)
         for i, filters in enumerate((*self.features[1:], channels), start=1):
             x = Conv2DTranspose(
                 filters,
@@ -57,6 +62,7 @@ class Decoder(nn.Module):
                 padding="same",
                 kernel_regularizer=self.kernel_regularizer,
                 kernel_constraint=self.kernel_constraint,
+                dtype=self.dtype,
                 name=f"up{i}",
             )(x)
             x = nn.gelu(x) if i < len(self.features) else x
@@ -75,6 +81,7 @@ class Autoencoder(nn.Module):
       kernel_size: of the decoder's transposed convolutions.
       kernel_regularizer: for the kernels of the decoder's transposed convolutions.
       kernel_constraint: for the same kernels.
+      dtype: of the activations.
     """
 
     image_shape: tuple[int, int, int]
@@ -83,16 +90,18 @@ class Autoencoder(nn.Module):
     kernel_size: int
     kernel_regularizer: Regularizer | None = None
     kernel_constraint: Constraint | None = None
+    dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
         """Make the two halves."""
-        self.encoder = Encoder(self.features, self.latent)
+        self.encoder = Encoder(self.features, self.latent, self.dtype)
         self.decoder = Decoder(
             self.image_shape,
             self.features[::-1],
             self.kernel_size,
             self.kernel_regularizer,
             self.kernel_constraint,
+            self.dtype,
         )
 
     def __call__(self, images: jax.Array) -> jax.Array:

@@ -2,71 +2,66 @@
 
     python examples/train.py configs/digits_autoencoder.toml [--SECTION.KEY VALUE ...]
 
-It writes metrics.jsonl (a line per `train.log_every` steps), summary.json and reconstructions.png
-(held-out images, below them what the model and what PCA make of them) into the folder `run`.
+Into the folder `run` it writes metrics.jsonl (a line per `train.log_every` steps), pictures of
+held-out samples, checkpoints, and in the end summary.json. Ctrl-C or SIGTERM stops it after a last
+checkpoint, from which `--resume` goes on to the same numbers as if nothing had happened. The batch
+is split over all devices; over those of several hosts where JAX_COORDINATOR_ADDRESS is set, and
+JAX_NUM_PROCESSES and JAX_PROCESS_ID, unless JAX can tell the two from a cluster's own variables.
+
+Exit status: 2 for a config or checkpoint that cannot be used, 1 for a loss that is no number any
+more, 128 and the signal's number after a signal.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
+import os
+import shutil
+import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from flax.traverse_util import flatten_dict
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
-import data
-import models
-import pictures
-from config import Config, ConfigError, Model, Train, declared, from_command_line
-from upconv import constraints, linen, regularizers, transforms
-from upconv.rules import Rule
+import config as configs
+from checkpoint import CheckpointError, Checkpoints
+from config import Config, ConfigError
+from reporting import Reporter
+from task import DEVICES, Batch, State, Task, build
 
-Params = Any
-COLUMNS = 16  # images in the picture
-EVALUATED_AT_ONCE = 500
-
-
-class State(NamedTuple):
-    """What a step changes."""
-
-    params: Params
-    opt_state: optax.OptState
+MAY_DIFFER = {
+    *("run", "resume", "overwrite", "train.steps", "train.log_every", "train.evaluate_every"),
+    *("train.checkpoint_every", "train.tensorboard"),
+}
+"""Keys of the config that may change on resuming: how long to go on, and what to tell of it."""
 
 
 class DivergedError(RuntimeError):
-    """The loss is no number any more."""
+    """The loss, or a parameter, is no number any more."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train, and return the exit status: 2 for a config that means nothing, 1 for divergence."""
+    """Train, and return the exit status."""
     argv = sys.argv[1:] if argv is None else argv
-    console = Console(highlight=False, soft_wrap=True)
     try:
-        config = from_command_line(argv, description=__doc__ or "")
-    except ConfigError as error:
+        config = configs.from_command_line(argv, description=__doc__ or "")
+        join_hosts()
+        return train(config, build_named(argv[0], config))
+    except (ConfigError, CheckpointError) as error:
         return fail(2, error)
-    try:
-        split = load_digits(config)
-        model = build_model(config.model, split.train.shape[1:])
-    except ConfigError as error:
-        return fail(2, f"{argv[0]}: {error}")
-    try:
-        train(config, model, split, console)
     except DivergedError as error:
         return fail(1, error)
-    return 0
 
 
 def fail(status: int, message: object) -> int:
@@ -75,248 +70,230 @@ def fail(status: int, message: object) -> int:
     return status
 
 
-def train(
-    config: Config, model: models.Autoencoder, split: data.Split, console: Console
-) -> dict[str, Any]:
-    """Train `model` on `split.train`, write the run's files, and return its summary."""
+def join_hosts() -> None:
+    """Make one run of the processes that the environment describes, if it describes any."""
+    count, index = os.environ.get("JAX_NUM_PROCESSES"), os.environ.get("JAX_PROCESS_ID")
+    if "JAX_COORDINATOR_ADDRESS" in os.environ and not jax.distributed.is_initialized():
+        jax.distributed.initialize(
+            num_processes=None if count is None else int(count),
+            process_id=None if index is None else int(index),
+        )
+
+
+def build_named(path: str, config: Config) -> Task:
+    """The task of a config; errors name the config's file."""
+    try:
+        size, devices = config.train.batch_size, jax.device_count()
+        expected = f"divisible by the number of devices, {devices}"
+        configs.require(size % devices == 0, "train.batch_size", expected, size)
+        if config.train.tensorboard:
+            import_module("tensorboardX")
+        return build(config)
+    except ModuleNotFoundError as error:
+        if error.name != "tensorboardX":
+            raise
+        raise ConfigError(f"{path}: train.tensorboard: needs the extra `tensorboard`") from error
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def train(config: Config, task: Task) -> int:
+    """Train, write the run's files, and return the exit status: 0, or that of a signal."""
+    settings, run = config.train, claimed_folder(config)
+    mesh = Mesh(np.array(jax.devices()), (DEVICES,))
+    step = make_step(task, mesh)
+    with signals() as received, closing(Checkpoints(run)) as checkpoints:
+        state, meter = begin(config, task, mesh, checkpoints)
+        started = time.perf_counter() - meter.seconds
+        with closing(Reporter(config, task, run, after=meter.step)) as report:
+            report.start(here(state))
+            batch = draw(config, task, mesh, meter.step + 1)
+            while meter.step < settings.steps:
+                state, metrics = step(state, batch)
+                batch = draw(config, task, mesh, meter.step + 2)  # while the devices compute
+                meter.add(jax.device_get(metrics), time.perf_counter() - started)
+                report.progress(meter.step)
+
+                last = meter.step == settings.steps
+                evaluates = last or meter.step % settings.evaluate_every == 0
+                stop = agreed(received, settings.log_every, meter.step)
+                if evaluates or meter.step % settings.log_every == 0:
+                    report.line(meter.line(), here(state) if evaluates else None)
+                if last or stop or meter.step % settings.checkpoint_every == 0:
+                    save(checkpoints, config, meter, state)
+                if stop and not last:
+                    report.stopped(stop, meter.step)
+                    return 128 + stop
+            report.summary(here(state))
+    return 0
+
+
+@dataclasses.dataclass
+class Meter:
+    """How far a run has come, and the sums of its metrics since their last line."""
+
+    step: int = 0
+    seconds: float = 0.0
+    count: int = 0
+    sums: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def add(self, metrics: Mapping[str, Any], seconds: float) -> None:
+        """Count a step, that many seconds after the first began.
+
+        Raises:
+          DivergedError: if one of its metrics is not finite.
+        """
+        self.step, self.seconds, self.count = self.step + 1, seconds, self.count + 1
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                raise DivergedError(
+                    f"{name} became {value} at step {self.step}; lower the learning rate"
+                )
+            self.sums[name] = self.sums.get(name, 0.0) + float(value)
+
+    def line(self) -> dict[str, float]:
+        """The means since the last line."""
+        means = {name: total / self.count for name, total in self.sums.items()}
+        self.count, self.sums = 0, {}
+        return {"step": self.step, "seconds": round(self.seconds, 3), **means}
+
+
+def claimed_folder(config: Config) -> Path:
+    """The run's folder, made if need be; emptied of an earlier run if the config says so."""
     run = Path(config.run or "runs")
-    run.mkdir(parents=True, exist_ok=True)
-    init_key, batch_key = jax.random.split(jax.random.key(config.train.seed))
-    images, heldout = jnp.asarray(split.train), jnp.asarray(split.heldout)
-    params = model.init(init_key, images[:1])["params"]
-    rules = linen.rules(model, images[:1])
-    optimizer = build_optimizer(config, rules)
-    state = State(params, optimizer.init(params))
-    step = make_step(model, optimizer, config)
-    decode = make_decode(model)
-    console.print(describe(config, params, rules, split))
-
-    metrics: dict[str, float] = {}
-    start = time.perf_counter()
-    with (run / "metrics.jsonl").open("w") as log, progress_bar(console) as bar:
-        task = bar.add_task("training", total=config.train.steps, rate="compiling", note="")
-        for done, new_state, loss in spans(step, state, images, batch_key, config.train):
-            state = new_state
-            metrics = {
-                "step": done,
-                "loss": loss,
-                "penalty": float(transforms.penalty(state.params, rules)),
-                "heldout_error": squared_error(decode(state.params, heldout), split.heldout),
-                "seconds": round(time.perf_counter() - start, 3),
-            }
-            print(json.dumps(metrics), file=log, flush=True)
-            bar.update(
-                task,
-                completed=done,
-                rate=f"{done / metrics['seconds']:.1f} steps/s",
-                note=f"error {metrics['heldout_error']:.5f}",
-            )
-
-    pca = data.fit_pca(split.train, config.model.latent)
-    linear = data.reconstruct(pca, split.heldout)
-    picture = run / "reconstructions.png"
-    rebuilt = decode(state.params, heldout[:COLUMNS])
-    pictures.save(picture, pictures.grid([split.heldout[:COLUMNS], rebuilt, linear[:COLUMNS]]))
-
-    pca_error = squared_error(linear, split.heldout)
-    summary = {
-        **metrics,
-        "pca_error": pca_error,
-        "ratio": metrics["heldout_error"] / pca_error,
-        "constraints": [c._asdict() for c in check_constraints(state.params, rules)],
-        "config": dataclasses.asdict(config),
-    }
-    (run / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    console.print(report(summary, config, picture))
-    return summary
+    if config.resume and config.overwrite:
+        raise ConfigError("resume and overwrite: give one of them")
+    if config.resume:
+        Checkpoints(run, read_only=True).close()  # raises if there is nothing to go on from
+    elif not config.overwrite and any(run.glob("checkpoints/*")):
+        raise ConfigError(
+            f"{run} holds the checkpoints of a run: go on with --resume, delete them with "
+            "--overwrite, or name another folder with --run"
+        )
+    elif jax.process_index() == 0:
+        for name in ("checkpoints", "pictures", "tensorboard"):
+            shutil.rmtree(run / name, ignore_errors=True)
+        for name in ("metrics.jsonl", "summary.json"):
+            (run / name).unlink(missing_ok=True)
+    # No process looks again before all have looked, and nothing is written before.
+    multihost_utils.sync_global_devices("claimed")
+    return run
 
 
-def spans(
-    step: Callable[..., tuple[State, jax.Array]],
-    state: State,
-    images: jax.Array,
-    key: jax.Array,
-    config: Train,
-) -> Iterator[tuple[int, State, float]]:
-    """Take all steps; after every `log_every` of them yield their count, state and mean loss.
+def begin(config: Config, task: Task, mesh: Mesh, checkpoints: Checkpoints) -> tuple[State, Meter]:
+    """The state to start from: the task's first, or that of the newest checkpoint.
 
-    Within a span nothing waits for the device. One call per step, and no `lax.scan` over several:
-    on CPU, XLA compiles the convolutions in a loop's body to something many times slower.
+    Raises:
+      CheckpointError: if that is of another config, or cannot be read.
     """
-    done = 0
-    while done < config.steps:
-        losses = []
-        for i in range(done, min(done + config.log_every, config.steps)):
-            state, loss = step(state, images, jax.random.fold_in(key, i))
-            losses.append(loss)
-        done += len(losses)
-        mean = float(np.mean(jax.device_get(losses)))
-        if not math.isfinite(mean):
-            raise DivergedError(
-                f"the loss became {mean} between steps {done - len(losses)} and {done}; "
-                "lower optimizer.learning_rate"
-            )
-        yield done, state, mean
+    whole = NamedSharding(mesh, P())
+    init = jax.jit(task.init, out_shardings=whole)
+    key = jax.random.key(config.train.seed)
+    if not config.resume:
+        return init(key), Meter()
+    about = checkpoints.about()
+    check_same(about["config"], config, checkpoints.folder)
+    like = jax.eval_shape(init, key)
+    meter = Meter(**about["meter"])
+    if meter.step > config.train.steps:
+        raise ConfigError(
+            f"train.steps: the checkpoint has {meter.step} steps already, got {config.train.steps}"
+        )
+    return checkpoints.restore(like), meter
+
+
+def check_same(saved: dict[str, Any], config: Config, folder: Path) -> None:
+    """Raises a CheckpointError that names the keys in which the config is not the one saved."""
+    ours, theirs = flat(configs.to_table(config)), flat(saved)
+    different = [
+        f"{key} is {theirs.get(key)!r} there and {ours.get(key)!r} here"
+        for key in sorted(ours.keys() | theirs.keys())
+        if key not in MAY_DIFFER and ours.get(key) != theirs.get(key)
+    ]
+    if different:
+        raise CheckpointError(f"{folder}: of another config: {', '.join(different)}")
+
+
+def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as one, by dotted keys."""
+    result: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            result |= flat(value, f"{prefix}{key}.")
+        else:
+            result[prefix + key] = value
+    return result
 
 
 def make_step(
-    model: models.Autoencoder,
-    optimizer: optax.GradientTransformation,
-    config: Config,
-) -> Callable[[State, jax.Array, jax.Array], tuple[State, jax.Array]]:
-    """One update of the state on a random batch, compiled as a whole; the old state is given up."""
+    task: Task, mesh: Mesh
+) -> Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]:
+    """The task's step for a batch that is split over the mesh; the old state is given up.
 
-    def loss_fn(params: Params, batch: jax.Array) -> jax.Array:
-        # The squared error of a sigmoid has a plateau where everything is black; this has none.
-        logits: Any = model.apply({"params": params}, batch)
-        return optax.sigmoid_binary_cross_entropy(logits, batch).mean()
-
-    @partial(jax.jit, donate_argnums=0)
-    def step(state: State, images: jax.Array, key: jax.Array) -> tuple[State, jax.Array]:
-        batch = sample(key, images, config.train.batch_size, config.data.shift)
-        loss, gradients = jax.value_and_grad(loss_fn)(state.params, batch)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        return State(optax.apply_updates(state.params, updates), opt_state), loss
-
-    return step
+    One call per step, and no `lax.scan` over several: on CPU, XLA compiles the convolutions in a
+    loop's body to something many times slower.
+    """
+    step = jax.shard_map(task.step, mesh=mesh, in_specs=(P(), P(DEVICES)), out_specs=P())
+    return jax.jit(step, donate_argnums=0)
 
 
-def make_decode(model: models.Autoencoder) -> Callable[[Params, jax.Array], np.ndarray]:
-    """What a model makes of images, in pieces that fit into memory."""
+def draw(config: Config, task: Task, mesh: Mesh, step: int) -> Batch:
+    """The batch of a step, decided by the seed and the step alone, on the devices."""
+    batch = task.batch(np.random.default_rng([config.train.seed, step]))
+    split = NamedSharding(mesh, P(DEVICES))
 
-    @jax.jit
-    def apply(params: Params, x: jax.Array) -> jax.Array:
-        logits: Any = model.apply({"params": params}, x)
-        return jax.nn.sigmoid(logits)
+    def place(array: np.ndarray) -> jax.Array:
+        return jax.make_array_from_callback(array.shape, split, lambda index: array[index])
 
-    def decode(params: Params, images: jax.Array) -> np.ndarray:
-        starts = range(0, len(images), EVALUATED_AT_ONCE)
-        pieces = [apply(params, images[i : i + EVALUATED_AT_ONCE]) for i in starts]
-        return np.concatenate(jax.device_get(pieces))
-
-    return decode
+    return jax.tree.map(place, batch)
 
 
-def sample(key: jax.Array, images: jax.Array, count: int, shift: int) -> jax.Array:
-    """Draw `count` images, each moved by up to `shift` pixels; what moves in is black."""
-    which, where = jax.random.split(key)
-    batch = images[jax.random.randint(which, (count,), 0, len(images))]
-    padded = jnp.pad(batch, ((0, 0), (shift, shift), (shift, shift), (0, 0)))
-    starts = jax.random.randint(where, (count, 2), 0, 2 * shift + 1)
-
-    def crop(image: jax.Array, start: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_slice(image, (*start, 0), images.shape[1:])
-
-    return jax.vmap(crop)(padded, starts)
+def here(state: State) -> State:
+    """The state on this process's first device; it is the same on all."""
+    return jax.tree.map(lambda array: array.addressable_data(0), state)
 
 
-def squared_error(a: np.ndarray, b: np.ndarray) -> float:
-    """The mean over all pixels."""
-    return float(np.mean(np.square(a - b)))
+def save(checkpoints: Checkpoints, config: Config, meter: Meter, state: State) -> None:
+    """Save what a resumed run needs.
+
+    Raises:
+      DivergedError: if the state is not finite; the checkpoint before remains the last.
+    """
+    if not finite(here(state)):
+        raise DivergedError(f"a parameter is not finite after step {meter.step}")
+    about = {"meter": dataclasses.asdict(meter), "config": configs.to_table(config)}
+    checkpoints.save(meter.step, state, about)
 
 
-def load_digits(config: Config) -> data.Split:
-    """The digits, split as the config says."""
+@jax.jit
+def finite(state: State) -> jax.Array:
+    """Whether all numbers are."""
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state)]).all()
+
+
+@contextmanager
+def signals() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM; the second of a kind does what it always did."""
+    received: list[int] = []
+
+    def receive(number: int, frame: Any) -> None:
+        received.append(number)
+        signal.signal(number, before[signal.Signals(number)])
+
+    before = {n: signal.signal(n, receive) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
-        return data.digits(config.data.heldout, config.train.seed)
-    except ValueError as error:
-        raise ConfigError(f"data.{error}") from error
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def build_model(config: Model, shape: tuple[int, ...]) -> models.Autoencoder:
-    """The model for images of a shape `(height, width, channels)`."""
-    height, width, channels = shape
-    scale = 2 ** len(config.features)
-    if height % scale or width % scale:
-        raise ConfigError(
-            f"model.features: {len(config.features)} halvings need images whose sides are "
-            f"divisible by {scale}, these are {height} x {width}"
-        )
-    return models.Autoencoder(
-        image_shape=(height, width, channels),
-        latent=config.latent,
-        features=config.features,
-        kernel_size=config.kernel_size,
-        kernel_regularizer=declared(config.kernel_regularizer, regularizers),
-        kernel_constraint=declared(config.kernel_constraint, constraints),
-    )
-
-
-def build_optimizer(config: Config, rules: dict[str, Rule]) -> optax.GradientTransformation:
-    """Adam with a cosine, which also carries out what the layers declare."""
-    rate = optax.cosine_decay_schedule(config.optimizer.learning_rate, config.train.steps)
-    return transforms.with_rules(optax.adam(rate), rules)
-
-
-class Check(NamedTuple):
-    """Whether a parameter is one that its constraint allows."""
-
-    path: str
-    constraint: str
-    satisfied: bool
-    detail: str
-
-
-def check_constraints(params: Params, rules: dict[str, Rule]) -> list[Check]:
-    """Apply every constraint once more: what is allowed does not move, but for rounding."""
-    leaves = flatten_dict(params, sep="/")
-    checks = []
-    for path, rule in rules.items():
-        if rule.constraint is None:
-            continue
-        value = leaves[path]
-        moved = float(jnp.max(jnp.abs(rule.constraint(value) - value)))
-        satisfied = moved <= 1e-5 * float(jnp.max(jnp.abs(value)))
-        detail = f"applying it again moves no weight by more than {moved:.1e}"
-        if isinstance(rule.constraint, constraints.MaxNorm):
-            norms = jnp.sqrt(jnp.sum(jnp.square(value), axis=rule.constraint.axis)).ravel()
-            at_bound = int(jnp.sum(norms > 0.999 * rule.constraint.max_value))
-            detail = (
-                f"largest norm {float(norms.max()):.6f}, {at_bound} of {norms.size} at the bound"
-            )
-        checks.append(Check(path, repr(rule.constraint), satisfied, detail))
-    return checks
-
-
-def describe(config: Config, params: Params, rules: dict[str, Rule], split: data.Split) -> str:
-    """What is about to happen."""
-    count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    lines = [
-        f"{len(split.train)} images to train on, {len(split.heldout)} held out",
-        f"{count:,} parameters, {config.train.steps} steps on {jax.devices()[0].device_kind}",
-    ]
-    for path, rule in rules.items():
-        lines.append(f"  {path}: {rule.regularizer}, {rule.constraint}")
-    return "\n".join(lines)
-
-
-def report(summary: dict[str, Any], config: Config, picture: Path) -> str:
-    """What came out of it."""
-    lines = []
-    for check in summary["constraints"]:
-        verdict = "satisfied" if check["satisfied"] else "VIOLATED"
-        lines.append(f"  {check['path']}: {check['constraint']} {verdict}: {check['detail']}")
-    lines += [
-        f"{summary['step']} steps in {summary['seconds']:.0f} s",
-        f"held-out squared error: {summary['heldout_error']:.5f}",
-        f"PCA's with the same latent size, {config.model.latent}: {summary['pca_error']:.5f}",
-        f"ratio: {summary['ratio']:.3f}",
-        f"picture: {picture} (held-out digits; below them the model's, then PCA's)",
-    ]
-    return "\n".join(lines)
-
-
-def progress_bar(console: Console) -> Progress:
-    """Steps done, the rate, the time left, and a note."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-        console=console,
-    )
+def agreed(received: list[int], every: int, step: int) -> int:
+    """The signal to stop for, or 0: the same in all processes, which ask each other at times."""
+    number = received[0] if received else 0
+    if jax.process_count() == 1 or step % every:
+        return number if jax.process_count() == 1 else 0
+    return int(np.max(multihost_utils.process_allgather(np.int32(number))))
 
 
 if __name__ == "__main__":

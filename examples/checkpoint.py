@@ -1,0 +1,105 @@
+"""Checkpoints of a run: orbax keeps the arrays, a table beside them says what they are of."""
+
+from __future__ import annotations
+
+import logging
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+# Orbax warns of what read_only means.
+logging.getLogger("absl").setLevel(logging.ERROR)
+
+FORMAT = 1
+"""Of what is saved. A checkpoint of a higher format is refused."""
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that is missing or cannot be used; the message names its folder."""
+
+
+class Checkpoints:
+    """The checkpoints in the folder of a run, by step; the newest two are kept.
+
+    One that is not complete, since the process was killed while it was written, does not count.
+    Where a run has several processes, all of them must make the same calls.
+
+    Args:
+      run: the folder of the run; the checkpoints are in `checkpoints` within it.
+      read_only: whether nothing is to be saved.
+
+    Raises:
+      CheckpointError: if `read_only` and there is none.
+    """
+
+    def __init__(self, run: Path, *, read_only: bool = False) -> None:
+        self.folder = (run / "checkpoints").absolute()
+        if read_only and not self.folder.is_dir():
+            raise CheckpointError(f"{run}: no checkpoint there")
+        options = ocp.CheckpointManagerOptions(max_to_keep=2, read_only=read_only)
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        if read_only and self.step is None:
+            raise CheckpointError(f"{run}: no checkpoint there")
+
+    @property
+    def step(self) -> int | None:
+        """That of the newest, None if there is none."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: Any, about: dict[str, Any]) -> None:
+        """Save a pytree of arrays, and a table for JSON.
+
+        Returns once the arrays are copied; they are written in the background.
+        """
+        arguments = ocp.args.Composite(
+            about=ocp.args.JsonSave({"format": FORMAT, **about}),
+            state=ocp.args.StandardSave(state),
+        )
+        self._manager.save(step, args=arguments, force=True)
+
+    def about(self) -> dict[str, Any]:
+        """The table beside the newest.
+
+        Raises:
+          CheckpointError: if it cannot be read, or was written by a later version of this module.
+        """
+        about = self._restore(about=ocp.args.JsonRestore())["about"]
+        if not isinstance(about, dict) or type(about.get("format")) is not int:
+            raise CheckpointError(f"{self._newest}: not a checkpoint of this trainer")
+        if about["format"] > FORMAT:
+            raise CheckpointError(
+                f"{self._newest}: its format, {about['format']}, is newer than this trainer's, "
+                f"{FORMAT}"
+            )
+        return about
+
+    def restore(self, like: Any) -> Any:
+        """The newest state.
+
+        Args:
+          like: the pytree of arrays, or of `jax.ShapeDtypeStruct`, that the state must match. The
+            arrays come with its shardings.
+
+        Raises:
+          CheckpointError: if it cannot be read, or does not match.
+        """
+        like = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        return self._restore(state=ocp.args.StandardRestore(like))["state"]
+
+    def close(self) -> None:
+        """Wait until all is written."""
+        self._manager.close()
+
+    @property
+    def _newest(self) -> Path:
+        return self.folder / str(self.step)
+
+    def _restore(self, **items: Any) -> Any:
+        try:
+            return self._manager.restore(self.step, args=ocp.args.Composite(**items))
+        except Exception as error:  # orbax, tensorstore and json raise many kinds
+            why = textwrap.shorten(str(error), 200) or type(error).__name__
+            raise CheckpointError(f"{self._newest}: cannot be restored: {why}") from error

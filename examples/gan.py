@@ -1,0 +1,325 @@
+"""The task `gan`: handwritten digits from noise, by a DCGAN (arXiv:1511.06434) in Flax nnx."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.typing import DTypeLike
+
+import config as configs
+import data
+import pictures
+from config import ConfigError, require
+from frechet import Critic
+from task import DEVICES, Batch, Figures, mean
+from upconv import transforms
+from upconv.nnx import Conv2DTranspose, rules
+from upconv.rules import Constraint, Regularizer
+
+ROWS, COLUMNS = 6, 16  # of the picture
+AT_ONCE = 500
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The images."""
+
+    heldout: int = 1000
+    """How many of the 5,000 digits training never sees."""
+    shift: int = 1
+    """Training images are moved by up to this many pixels, at random."""
+
+    def __post_init__(self) -> None:
+        require(self.heldout > 0, "data.heldout", "positive", self.heldout)
+        require(self.shift >= 0, "data.shift", "0 or more", self.shift)
+
+
+@dataclasses.dataclass(frozen=True)
+class Model(configs.Declarations):
+    """Generator and discriminator."""
+
+    latent: int = 64
+    """Numbers that an image is generated from, standard normal."""
+    features: tuple[int, int] = (64, 32)
+    """Channels of the generator at 7 x 7 and 14 x 14 pixels; the discriminator's in reverse."""
+    kernel_size: int = 4
+    """Of the transposed convolutions, and of the convolutions."""
+    averaging: float = 0.99
+    """The generator that is judged is an exponential average of those trained, of this decay."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.latent > 0, "model.latent", "positive", self.latent)
+        require(min(self.features) > 0, "model.features", "two positive integers", self.features)
+        require(self.kernel_size > 0, "model.kernel_size", "positive", self.kernel_size)
+        require(0 <= self.averaging < 1, "model.averaging", "from 0 to below 1", self.averaging)
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """Adam for each of the two, their learning rates falling to 0 along a cosine."""
+
+    generator: float = 1e-3
+    """Its learning rate at the first step."""
+    discriminator: float = 4e-4
+    """Its learning rate at the first step."""
+    momentum: float = 0.5
+    """Adam's first decay rate."""
+
+    def __post_init__(self) -> None:
+        for key in ("generator", "discriminator"):
+            rate = getattr(self, key)
+            require(0 < rate < float("inf"), f"optimizer.{key}", "positive", rate)
+        good = 0 <= self.momentum < 1
+        require(good, "optimizer.momentum", "from 0 to below 1", self.momentum)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(configs.Config):
+    """A GAN of digits."""
+
+    data: Data = Data()
+    model: Model = Model()
+    optimizer: Optimizer = Optimizer()
+
+
+class Generator(nnx.Module):
+    """Codes `(n, latent)` to images `(n, 28, 28, 1)` in [0, 1]."""
+
+    def __init__(
+        self,
+        latent: int,
+        features: tuple[int, int],
+        kernel_size: int,
+        kernel_regularizer: Regularizer | None,
+        kernel_constraint: Constraint | None,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ) -> None:
+        first, second = features
+        up: Any = {
+            "kernel_size": kernel_size,
+            "strides": 2,
+            "padding": "same",
+            "kernel_regularizer": kernel_regularizer,
+            "kernel_constraint": kernel_constraint,
+            "dtype": dtype,
+            "rngs": rngs,
+        }
+        # Over the whole batch, wherever it is: the devices share their means and variances.
+        norm: Any = {"axis_name": DEVICES, "momentum": 0.9, "dtype": dtype, "rngs": rngs}
+        self.first = first
+        self.dense = nnx.Linear(latent, 7 * 7 * first, dtype=dtype, rngs=rngs)
+        self.norm1 = nnx.BatchNorm(first, **norm)
+        self.up1 = Conv2DTranspose(first, second, **up)
+        self.norm2 = nnx.BatchNorm(second, **norm)
+        self.up2 = Conv2DTranspose(second, 1, **up)
+
+    def __call__(self, codes: jax.Array) -> jax.Array:
+        """Generates."""
+        x = self.dense(codes).reshape(-1, 7, 7, self.first)
+        x = self.up1(nnx.relu(self.norm1(x)))
+        x = self.up2(nnx.relu(self.norm2(x)))
+        return nnx.sigmoid(x.astype(jnp.float32))
+
+
+class Discriminator(nnx.Module):
+    """Images `(n, 28, 28, 1)` to the logits `(n,)` of being real; of a batch, within a step."""
+
+    def __init__(
+        self, features: tuple[int, int], kernel_size: int, dtype: DTypeLike, rngs: nnx.Rngs
+    ) -> None:
+        second, first = features
+        kernel = (kernel_size, kernel_size)
+        self.conv1 = nnx.Conv(1, first, kernel, strides=2, dtype=dtype, rngs=rngs)
+        self.conv2 = nnx.Conv(first, second, kernel, strides=2, dtype=dtype, rngs=rngs)
+        self.head = nnx.Linear(7 * 7 * second, 1, dtype=dtype, rngs=rngs)
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Judges."""
+        x = nnx.leaky_relu(self.conv1(images), 0.2)
+        x = nnx.leaky_relu(normalized(self.conv2(x)), 0.2)
+        return self.head(x.reshape(len(x), -1))[:, 0].astype(jnp.float32)
+
+
+def normalized(x: jax.Array) -> jax.Array:
+    """Every channel to mean 0 and variance 1 over a batch and the devices that share it."""
+    wide = x.astype(jnp.float32)
+    average = jax.lax.pmean(wide.mean(axis=(0, 1, 2)), DEVICES)
+    variance = jax.lax.pmean(jnp.square(wide - average).mean(axis=(0, 1, 2)), DEVICES)
+    return ((wide - average) * jax.lax.rsqrt(variance + 1e-5)).astype(x.dtype)
+
+
+class State(NamedTuple):
+    """What a step changes: nnx states of parameters, and of the statistics of the generator."""
+
+    generator: Any
+    statistics: Any
+    averaged: Any
+    discriminator: Any
+    generator_opt: optax.OptState
+    discriminator_opt: optax.OptState
+
+
+def build(config: Config) -> GAN:
+    """The task, with its digits split as the config says."""
+    try:
+        split = data.digits(config.data.heldout, config.train.seed)
+    except ValueError as error:
+        raise ConfigError(f"data.{error}") from error
+    return GAN(config, split)
+
+
+class GAN:
+    """Digits from noise; see `task.Task`."""
+
+    def __init__(self, config: Config, split: data.Split) -> None:
+        self.config = config
+        self.split = split
+        generator, discriminator = nnx.eval_shape(lambda: self.models(jax.random.key(0)))
+        self.rules = rules(generator)
+        self.graphs = nnx.graphdef(generator), nnx.graphdef(discriminator)
+        self.optimizers = (
+            transforms.with_rules(self.adam(config.optimizer.generator), self.rules),
+            self.adam(config.optimizer.discriminator),
+        )
+        self.generate = jax.jit(self.generated)
+        self.about = [f"{len(split.train)} images to train on, {len(split.heldout)} held out"]
+
+    def adam(self, rate: float) -> optax.GradientTransformation:
+        """With the cosine."""
+        schedule = optax.cosine_decay_schedule(rate, self.config.train.steps)
+        return optax.adam(schedule, b1=self.config.optimizer.momentum)
+
+    def models(self, key: jax.Array) -> tuple[Generator, Discriminator]:
+        """Both, with fresh parameters."""
+        model, dtype = self.config.model, self.config.train.compute_dtype
+        rngs = nnx.Rngs(key)
+        generator = Generator(
+            model.latent,
+            model.features,
+            model.kernel_size,
+            model.regularizer(),
+            model.constraint(),
+            dtype,
+            rngs,
+        )
+        return generator, Discriminator(model.features, model.kernel_size, dtype, rngs)
+
+    def init(self, key: jax.Array) -> State:
+        """Fresh parameters, and both optimizers' moments."""
+        generator, discriminator = self.models(key)
+        params, statistics = nnx.state(generator, nnx.Param, nnx.BatchStat)
+        judging = nnx.state(discriminator)
+        return State(
+            generator=params,
+            statistics=statistics,
+            averaged=(params, statistics),
+            discriminator=judging,
+            generator_opt=self.optimizers[0].init(params),
+            discriminator_opt=self.optimizers[1].init(judging),
+        )
+
+    def batch(self, rng: np.random.Generator) -> Batch:
+        """Training images, shifted at random, and as many codes."""
+        count = self.config.train.batch_size
+        images = data.sample(rng, self.split.train, count, self.config.data.shift)
+        codes = rng.standard_normal((count, self.config.model.latent), dtype=np.float32)
+        return {"images": images, "codes": codes}
+
+    def step(self, state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
+        """One update of both, each by what the other was before."""
+
+        def generated(params: Any) -> tuple[jax.Array, Any]:
+            generator = nnx.merge(self.graphs[0], params, state.statistics, copy=True)
+            return generator(batch["codes"]), nnx.state(generator, nnx.BatchStat)
+
+        def judged(params: Any, images: jax.Array) -> jax.Array:
+            return nnx.merge(self.graphs[1], params)(images)
+
+        def discriminator_loss(params: Any) -> jax.Array:
+            # Apart, since what is normalized together tells too much of each other.
+            real, false = judged(params, batch["images"]), judged(params, fake)
+            return mean(nnx.softplus(-real)) + mean(nnx.softplus(false))
+
+        def generator_loss(fake: jax.Array) -> jax.Array:
+            return mean(nnx.softplus(-judged(state.discriminator, fake)))
+
+        fake, pull, statistics = jax.vjp(generated, state.generator, has_aux=True)
+        caught, slope = jax.value_and_grad(discriminator_loss)(state.discriminator)
+        updates, discriminator_opt = self.optimizers[1].update(
+            slope, state.discriminator_opt, state.discriminator
+        )
+        discriminator = optax.apply_updates(state.discriminator, updates)
+
+        loss, slope = jax.value_and_grad(generator_loss)(fake)
+        (slope,) = pull(slope)
+        updates, generator_opt = self.optimizers[0].update(
+            slope, state.generator_opt, state.generator
+        )
+        generator = optax.apply_updates(state.generator, updates)
+        averaged = optax.incremental_update(
+            (generator, statistics), state.averaged, 1 - self.config.model.averaging
+        )
+        new = State(
+            generator, statistics, averaged, discriminator, generator_opt, discriminator_opt
+        )
+        return new, {"loss": loss, "discriminator_loss": caught}
+
+    def params(self, state: State) -> Any:
+        """The generator's: it has the constraints."""
+        return state.generator
+
+    def evaluate(self, state: State) -> Figures:
+        """The Fréchet distance, and its ratio to the untrained generator's."""
+        distance = self.critic.distance(self.samples(state, len(self.split.heldout)))
+        return {
+            "frechet": distance,
+            "ratio": distance / self.untrained,
+            "penalty": float(transforms.penalty(state.generator, self.rules)),
+        }
+
+    def pictures(self, state: State) -> dict[str, np.ndarray]:
+        """Generated digits, always from the same codes."""
+        images = self.samples(state, ROWS * COLUMNS)
+        rows = list(images.reshape(ROWS, COLUMNS, *images.shape[1:]))
+        return {"samples": pictures.enlarged(pictures.grid(rows))}
+
+    def baselines(self) -> Figures:
+        """The distance of other images, and how good the classifier behind it is."""
+        return {
+            "untrained_frechet": self.untrained,
+            "heldout_frechet": self.critic.heldout,
+            "classifier_accuracy": self.critic.accuracy,
+        }
+
+    @cached_property
+    def critic(self) -> Critic:
+        """Trained when it is first asked; the seed decides how."""
+        return Critic(self.split, self.config.train.seed)
+
+    @cached_property
+    def untrained(self) -> float:
+        """The distance of the digits of a generator before its first step."""
+        state = jax.jit(self.init)(jax.random.key(self.config.train.seed))
+        return self.critic.distance(self.samples(state, len(self.split.heldout)))
+
+    def samples(self, state: State, count: int) -> np.ndarray:
+        """Images from the same codes whenever it is called, in pieces that fit into memory."""
+        rng = np.random.default_rng(self.config.train.seed)
+        codes = rng.standard_normal((count, self.config.model.latent), dtype=np.float32)
+        starts = range(0, count, AT_ONCE)
+        pieces = [self.generate(state.averaged, codes[i : i + AT_ONCE]) for i in starts]
+        return np.concatenate(jax.device_get(pieces))
+
+    def generated(self, averaged: Any, codes: jax.Array) -> jax.Array:
+        """By the averaged generator, with the statistics that it has learned."""
+        generator = nnx.merge(self.graphs[0], *averaged)
+        return nnx.view(generator, use_running_average=True)(codes)

@@ -1,0 +1,262 @@
+"""Photographs to train on and to hold out, crops of them, and how restorations are measured.
+
+The photographs come with scikit-image and scikit-learn; none is downloaded. Images are float32,
+`(height, width, channels)`, nominally in [0, 1], unless something else is said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import skimage.data
+from PIL import Image
+from skimage.metrics import structural_similarity
+from sklearn.datasets import load_sample_images
+
+# All that scikit-image's wheel itself holds and a camera took, on the ground or through a telescope
+# or a microscope. The others in `skimage.data` are drawn, scanned, tiny, or would be downloaded.
+TRAINING: dict[str, Callable[[], np.ndarray]] = {
+    "astronaut": skimage.data.astronaut,
+    "brick": skimage.data.brick,
+    "camera": skimage.data.camera,
+    "chelsea": skimage.data.chelsea,
+    "coffee": skimage.data.coffee,
+    "coins": skimage.data.coins,
+    "grass": skimage.data.grass,
+    "gravel": skimage.data.gravel,
+    "hubble_deep_field": skimage.data.hubble_deep_field,
+    "immunohistochemistry": skimage.data.immunohistochemistry,
+    "moon": skimage.data.moon,
+    "motorcycle": lambda: skimage.data.stereo_motorcycle()[0],
+    "retina": skimage.data.retina,
+    "rocket": skimage.data.rocket,
+}
+
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+"""ITU-R BT.601: what JPEG, and Pillow's YCbCr, take for the luminance of red, green and blue."""
+
+DETAILS = {"china": (60, 140), "flower": (130, 215)}
+"""Top and left of what pictures show of the held-out photographs."""
+DETAIL = 180
+"""Its height and width."""
+
+
+def training(names: Sequence[str]) -> list[np.ndarray]:
+    """Photographs of scikit-image, grey or in colour, as floats.
+
+    Raises:
+      ValueError: for a name that is not in `TRAINING`, or for none.
+    """
+    if not names or (unknown := [name for name in names if name not in TRAINING]):
+        got = ", ".join(map(repr, unknown)) if names else "none"
+        raise ValueError(f"must be one or more of {', '.join(TRAINING)}; got {got}")
+    return [as_float(TRAINING[name]()) for name in names]
+
+
+def heldout() -> dict[str, np.ndarray]:
+    """The two photographs of scikit-learn, in colour, 427 x 640, as floats."""
+    china, flower = load_sample_images().images
+    return {"china": as_float(china), "flower": as_float(flower)}
+
+
+def as_float(image: np.ndarray) -> np.ndarray:
+    """8-bit pixels as floats, with an axis for the channels.
+
+    >>> as_float(np.array([[0, 255]], np.uint8)).tolist()
+    [[[0.0], [1.0]]]
+    """
+    image = image if image.ndim == 3 else image[..., None]
+    return image.astype(np.float32) / np.float32(255)
+
+
+def as_bytes(image: np.ndarray) -> np.ndarray:
+    """Floats, rounded to 8 bits and clipped; without the axis of a single channel.
+
+    >>> as_bytes(np.array([[[-0.1], [0.5], [2.0]]])).tolist()
+    [[0, 128, 255]]
+    """
+    pixels = np.round(255 * np.clip(image, 0.0, 1.0)).astype(np.uint8)
+    return pixels[..., 0] if pixels.shape[-1] == 1 else pixels
+
+
+def luminance(image: np.ndarray) -> np.ndarray:
+    """The luma of a colour image, `(height, width, 1)`; a grey one as it is.
+
+    >>> luminance(np.ones((2, 3, 3), np.float32)).shape
+    (2, 3, 1)
+    """
+    return image if image.shape[-1] == 1 else (image @ LUMA)[..., None]
+
+
+def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Bicubic as Pillow has it (Keys, a = -0.5), with antialiasing where the image shrinks.
+
+    >>> resize(np.ones((4, 6, 2), np.float32), 8, 3).shape
+    (8, 3, 2)
+    """
+    channels = [
+        Image.fromarray(channel).resize((width, height), Image.Resampling.BICUBIC)
+        for channel in np.moveaxis(image.astype(np.float32), -1, 0)
+    ]
+    return np.stack([np.asarray(channel) for channel in channels], axis=-1)
+
+
+def trim(image: np.ndarray, factor: int) -> np.ndarray:
+    """Without the last rows and columns, so that `factor` divides height and width."""
+    height, width, _ = image.shape
+    return image[: height - height % factor, : width - width % factor]
+
+
+def shrink(image: np.ndarray, factor: int) -> np.ndarray:
+    """The image `factor` times smaller, as an 8-bit file would hold it.
+
+    >>> shrink(np.ones((6, 9, 1), np.float32), 3).shape
+    (2, 3, 1)
+    """
+    height, width, _ = image.shape
+    smaller = resize(image, height // factor, width // factor)
+    return np.round(255 * np.clip(smaller, 0.0, 1.0)) / np.float32(255)
+
+
+def psnr(truth: np.ndarray, image: np.ndarray) -> float:
+    """The peak signal-to-noise ratio in dB, of all pixels; values outside [0, 1] are clipped.
+
+    >>> psnr(np.zeros((4, 4, 1)), np.full((4, 4, 1), 0.1))
+    20.0
+    """
+    error = np.clip(image, 0.0, 1.0).astype(np.float64) - truth
+    return float(-10 * np.log10(np.mean(np.square(error))))
+
+
+def ssim(truth: np.ndarray, image: np.ndarray) -> float:
+    """The mean structural similarity, with the windows of Wang et al., 2004 (Gaussian, sigma 1.5).
+
+    >>> round(ssim(np.eye(16)[..., None], np.eye(16)[..., None]), 6)
+    1.0
+    """
+    value = structural_similarity(
+        truth.astype(np.float64),
+        np.clip(image, 0.0, 1.0).astype(np.float64),
+        data_range=1.0,
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
+        channel_axis=-1,
+    )
+    return float(value)
+
+
+def crops(
+    rng: np.random.Generator, images: Sequence[Sequence[np.ndarray]], count: int, size: int
+) -> list[np.ndarray]:
+    """Draw square crops, each turned or mirrored in one of the eight ways a square allows.
+
+    All places in all images are equally likely.
+
+    Args:
+      rng: decides all.
+      images: each a sequence of views of one thing, `(scale * height, scale * width, channels)`,
+        with an integer scale of its own for each view and 1 for the first.
+      count: how many crops.
+      size: their height and width in the first view.
+
+    Returns:
+      For each view `(count, scale * size, scale * size, channels)`: the same places, turned alike.
+    """
+    rows, columns = np.array([views[0].shape[:2] for views in images]).T - size + 1
+    places = rows * columns
+    which = rng.choice(len(images), count, p=places / places.sum())
+    tops, lefts = rng.integers(rows[which]), rng.integers(columns[which])
+    turns = rng.integers(8, size=count)
+
+    def crop(view: int, i: int, top: int, left: int, turn: int) -> np.ndarray:
+        image = images[i][view]
+        scale = image.shape[0] // images[i][0].shape[0]
+        top, left, length = scale * top, scale * left, scale * size
+        window = image[top : top + length, left : left + length]
+        return np.rot90(window if turn < 4 else window[:, ::-1], turn)
+
+    drawn = list(zip(which, tops, lefts, turns, strict=True))
+    return [np.stack([crop(view, *d) for d in drawn]) for view in range(len(images[0]))]
+
+
+def tiled(
+    apply: Callable[[np.ndarray], np.ndarray],
+    image: np.ndarray,
+    *,
+    tile: int,
+    margin: int,
+    scale: int = 1,
+) -> np.ndarray:
+    """What `apply` makes of an image of any size, tile by tile, without seams.
+
+    The image is continued by its mirror image, and cut into tiles of one shape that overlap.
+
+    Args:
+      apply: maps `(1, tile, tile, channels)` to `(1, scale * tile, scale * tile, channels')`.
+      image: `(height, width, channels)`.
+      tile: height and width of the tiles.
+      margin: how far a pixel sees, at least; what a tile's outermost `margin` pixels become is cut
+        off. Where `apply` needs a grid, it must divide `tile - 2 * margin`.
+      scale: how much larger `apply` makes an image.
+
+    Returns:
+      `(scale * height, scale * width, channels')`.
+    """
+    core = tile - 2 * margin
+    height, width, _ = image.shape
+    behind = [margin + -length % core for length in (height, width)]
+    padded = np.pad(image, [*((margin, after) for after in behind), (0, 0)], mode="symmetric")
+    inner = slice(scale * margin, scale * (margin + core))
+    rows = [
+        np.concatenate(
+            [
+                apply(padded[None, top : top + tile, left : left + tile])[0, inner, inner]
+                for left in range(0, width, core)
+            ],
+            axis=1,
+        )
+        for top in range(0, height, core)
+    ]
+    return np.concatenate(rows)[: scale * height, : scale * width]
+
+
+def sheet(rows: Sequence[Sequence[np.ndarray]], gap: int = 4) -> np.ndarray:
+    """Images in rows and columns, white between.
+
+    Args:
+      rows: images `(height, width, channels)` with 1 or 3 channels; of one height in a row, and of
+        one width in a column.
+      gap: pixels between two of them.
+
+    Returns:
+      `(height, width, 3)`, uint8.
+
+    >>> sheet([[np.zeros((4, 5, 1)), np.zeros((4, 6, 3))]] * 2, gap=1).shape
+    (9, 12, 3)
+    """
+    pieces = [
+        [
+            np.pad(as_color(image), ((gap, 0), (gap, 0), (0, 0)), constant_values=1.0)
+            for image in row
+        ]
+        for row in rows
+    ]
+    together = np.concatenate([np.concatenate(row, axis=1) for row in pieces])
+    return as_bytes(together[gap:, gap:])
+
+
+def as_color(image: np.ndarray) -> np.ndarray:
+    """A grey image with three equal channels; one in colour as it is.
+
+    >>> as_color(np.zeros((2, 3, 1))).shape
+    (2, 3, 3)
+    """
+    return np.broadcast_to(image, (*image.shape[:2], 3))
+
+
+def detail(name: str, image: np.ndarray) -> np.ndarray:
+    """The detail of a held-out photograph, or of a restoration, that pictures show."""
+    top, left = DETAILS[name]
+    return image[top : top + DETAIL, left : left + DETAIL]

@@ -1,0 +1,146 @@
+"""What a run shows and writes: the log, the progress bar, metrics, pictures and the summary."""
+
+from __future__ import annotations
+
+import json
+import signal
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+import config as configs
+import pictures
+from config import Config
+from task import State, Task, constraint_report
+
+
+class Reporter:
+    """Of one run; where it has several processes, only the first shows and writes anything.
+
+    Args:
+      config: the run's.
+      task: what is trained.
+      run: the folder to write to.
+      after: the step that the run goes on from. Lines of later steps, written before it was broken
+        off, are dropped: they will come again.
+    """
+
+    def __init__(self, config: Config, task: Task, run: Path, after: int) -> None:
+        self.config, self.task, self.run, self.after = config, task, run, after
+        self.leads = jax.process_index() == 0
+        self.console = Console(highlight=False, soft_wrap=True, quiet=not self.leads)
+        self.bar = progress_bar(self.console)
+        self.row = self.bar.add_task(
+            "training", total=config.train.steps, completed=after, rate="compiling", note=""
+        )
+        self.metrics = run / "metrics.jsonl"
+        self.tensorboard = None
+        if self.leads:
+            write_lines(self.metrics, read_lines(self.metrics, after))
+        if self.leads and config.train.tensorboard:
+            writer = import_module("tensorboardX").SummaryWriter
+            self.tensorboard = writer(str(run / "tensorboard"), purge_step=after + 1)
+
+    def start(self, state: State) -> None:
+        """Say what is about to happen, and show the bar."""
+        count = sum(leaf.size for leaf in jax.tree.leaves(self.task.params(state)))
+        devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+        self.console.print(*self.task.about, sep="\n")
+        self.console.print(f"{count:,} parameters, {self.config.train.steps} steps on {devices}")
+        for path, rule in self.task.rules.items():
+            self.console.print(f"  {path}: {rule.regularizer}, {rule.constraint}")
+        if self.after:
+            self.console.print(f"going on after step {self.after}")
+        self.bar.start()
+
+    def progress(self, step: int) -> None:
+        """Move the bar."""
+        speed = self.bar.tasks[0].speed
+        rate = f"{speed:.1f} steps/s" if speed else "compiling"
+        self.bar.update(self.row, completed=step, rate=rate)
+
+    def line(self, line: dict[str, Any], state: State | None) -> None:
+        """Write a line of metrics; where a state is given, its figures and pictures too."""
+        if not self.leads:
+            return
+        if state is not None:
+            line |= self.task.evaluate(state)
+            for name, picture in self.task.pictures(state).items():
+                folder = self.run / "pictures"
+                folder.mkdir(exist_ok=True)
+                pictures.save(folder / f"{name}-{line['step']:06d}.png", picture)
+        with self.metrics.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        if self.tensorboard is not None:
+            for name, value in line.items():
+                self.tensorboard.add_scalar(name, value, line["step"])
+            self.tensorboard.flush()
+        self.bar.update(self.row, note=f"loss {line['loss']:.5g}")
+
+    def stopped(self, number: int, step: int) -> None:
+        """Say what a signal has led to."""
+        name = signal.Signals(number).name
+        self.console.print(f"{name}: stopped and saved after step {step}; go on with --resume")
+
+    def summary(self, state: State) -> None:
+        """Write what came out of it all, and show it."""
+        if not self.leads:
+            return
+        self.bar.stop()
+        summary = {
+            **read_lines(self.metrics, self.config.train.steps)[-1],
+            **self.task.baselines(),
+            "constraints": constraint_report(self.task, state),
+            "config": configs.to_table(self.config),
+        }
+        self.console.print(f"{summary['step']} steps in {summary['seconds']:.0f} s")
+        for name, value in summary.items():
+            if isinstance(value, float) and name != "seconds":
+                self.console.print(f"  {name}: {value:.5g}")
+        for check in summary["constraints"]:
+            verdict = "satisfied" if check["satisfied"] else "VIOLATED"
+            self.console.print(
+                f"  {check['path']}: {check['constraint']} {verdict}: {check['detail']}"
+            )
+        for name, picture in self.task.pictures(state).items():
+            path = self.run / f"{name}.png"
+            pictures.save(path, picture)
+            self.console.print(f"picture: {path}")
+        (self.run / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self.bar.stop()
+        if self.tensorboard is not None:
+            self.tensorboard.close()
+
+
+def read_lines(path: Path, last: int) -> list[dict[str, Any]]:
+    """The lines of metrics up to a step; one that is not complete is left out."""
+    texts = path.read_text().splitlines(keepends=True) if path.exists() else []
+    lines = [json.loads(text) for text in texts if text.endswith("\n")]
+    return [line for line in lines if line["step"] <= last]
+
+
+def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
+    """Put the lines in place of what the file holds, all at once."""
+    new = path.with_suffix(".new")
+    new.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    new.replace(path)
+
+
+def progress_bar(console: Console) -> Progress:
+    """Steps done, the rate, the time left, and a note."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+    )

@@ -1,0 +1,117 @@
+"""What a task is: all that the trainer does not know of the thing it trains.
+
+A task is a module of this folder, named in a config by `task = "autoencoder"`. It has
+
+- `Config`, a frozen dataclass derived from `config.Config`, whose sections (frozen dataclasses too)
+  are the tables that a config may have, with their defaults;
+- `build`, from a `Config` to a `Task`, which raises `ConfigError` for what only data can tell.
+
+To train something of your own, copy one of these modules and add its name to `config.TASKS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from config import Config
+from upconv import constraints
+from upconv.rules import Rule, path_string
+
+DEVICES = "devices"
+"""The mesh axis over which a batch is split."""
+
+State = Any
+"""A pytree of arrays: parameters, the optimizer's state, whatever else a step changes."""
+
+Batch = Any
+"""A pytree of numpy arrays whose first axis is the batch."""
+
+Figures = dict[str, float]
+
+
+class Task(Protocol):
+    """Something to train."""
+
+    about: list[str]
+    """Lines for the log: data, model."""
+    rules: Mapping[str, Rule]
+    """What the layers declare, by parameter path: reported as satisfied or violated in the end."""
+
+    def init(self, key: jax.Array) -> State:
+        """The state before the first step, decided by the key."""
+
+    def batch(self, rng: np.random.Generator) -> Batch:
+        """`train.batch_size` examples. Every step has a generator of its own, seeded by step."""
+
+    def step(self, state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
+        """One update, and scalars to log, `loss` among them. Pure; the trainer compiles it.
+
+        It runs within `jax.shard_map`: `batch` is one device's part, `state` is the same on all.
+        Means over the batch must be means over all devices, see `mean`; then gradients are, too. A
+        state or metric that may differ between devices is refused when the step is traced.
+        """
+
+    def params(self, state: State) -> Any:
+        """The parameters, with the paths that `rules` names."""
+
+    def evaluate(self, state: State) -> Figures:
+        """Figures of held-out data. The state is on one device, here and below."""
+
+    def pictures(self, state: State) -> dict[str, np.ndarray]:
+        """Pictures of held-out data by name, `(height, width)` or `(height, width, 3)`, uint8."""
+
+    def baselines(self) -> Figures:
+        """What the figures are to be compared with; asked for at the end."""
+
+
+def build(config: Config) -> Task:
+    """The task that a config describes.
+
+    Raises:
+      ConfigError: for a key that does not suit the data.
+    """
+    return import_module(config.task).build(config)
+
+
+def mean(x: jax.Array) -> jax.Array:
+    """The mean over the batch, and over the devices among which it is split."""
+    return jax.lax.pmean(jnp.mean(x), DEVICES)
+
+
+def constraint_report(task: Task, state: State) -> list[dict[str, Any]]:
+    """Whether each constrained parameter is one that its constraint allows.
+
+    Applies every constraint once more: what is allowed does not move, but for rounding.
+    """
+    leaves = {
+        path_string(path): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(task.params(state))
+    }
+    report = []
+    for path, rule in task.rules.items():
+        if rule.constraint is None:
+            continue
+        value = leaves[path]
+        moved = float(jnp.max(jnp.abs(rule.constraint(value) - value)))
+        satisfied = moved <= 1e-5 * float(jnp.max(jnp.abs(value)))
+        detail = f"applying it again moves no weight by more than {moved:.1e}"
+        if isinstance(rule.constraint, constraints.MaxNorm):
+            norms = jnp.sqrt(jnp.sum(jnp.square(value), axis=rule.constraint.axis)).ravel()
+            bound = rule.constraint.max_value
+            at_bound = int(jnp.sum(norms > 0.999 * bound))
+            detail = f"largest norm {norms.max():.6f}, {at_bound} of {norms.size} at the bound"
+        report.append(
+            {
+                "path": path,
+                "constraint": repr(rule.constraint),
+                "satisfied": satisfied,
+                "detail": detail,
+            }
+        )
+    return report
