@@ -7,6 +7,8 @@ starts, and eight of them slow everything else down. It prints what each check c
 from __future__ import annotations
 
 import json
+import os
+import re
 import sys
 import traceback
 import warnings
@@ -23,6 +25,19 @@ from jax.sharding import PartitionSpec as P
 
 import upconv
 from cases import Case, by_name
+
+ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    # Eight threads on a busy machine may wait long for each other; XLA gives up after 40 s.
+    "XLA_FLAGS": " ".join(
+        [
+            os.environ.get("XLA_FLAGS", ""),
+            "--xla_force_host_platform_device_count=8",
+            "--xla_cpu_collective_call_warn_stuck_timeout_seconds=300",
+            "--xla_cpu_collective_call_terminate_timeout_seconds=600",
+        ]
+    ),
+}
 
 CHECKS: dict[str, Callable[[], None]] = {}
 LOWERINGS = ("auto", "input_dilation", "subpixel", "matmul")
@@ -347,6 +362,79 @@ def export_of_a_sharded_step() -> None:
     exported = export.export(run)(*placed)
     assert exported.nr_devices == 8
     close(jax.jit(exported.call)(*placed), CASE.maps(x, w, ct))
+
+
+# One image whose height is split over all devices, and a layer of K > s whose windows cross them.
+TALL, KERNEL, STRIDE = (1, 256, 6, 3), (5, 4, 4, 3), 2
+
+
+def tall() -> tuple[Any, ...]:
+    """x, kernel and cotangent."""
+    rng = np.random.default_rng(0)
+    shapes = TALL, KERNEL, (1, STRIDE * TALL[1], STRIDE * TALL[2], KERNEL[2])
+    return tuple(rng.normal(size=shape).astype(np.float32) for shape in shapes)
+
+
+def plain(x: Any, w: Any) -> Any:
+    return upconv.conv_transpose(x, w, strides=STRIDE, padding="same")
+
+
+def with_halo(x: Any, w: Any) -> Any:
+    """`plain` for one device's rows of the image, with the rows it needs of its neighbours'.
+
+    Output row j sums input rows a with 0 <= j + lo - a s < K (lo: cropped at the start). So n rows
+    of input need (K - 1 - lo) // s rows before them and (lo + s - 1) // s after them.
+    """
+    n, K, s = x.shape[1], KERNEL[0], STRIDE
+    lo = (K - s) // 2
+    before, after = (K - 1 - lo) // s, (lo + s - 1) // s
+    devices = jax.lax.axis_size("rows")
+    # Who has no neighbour receives zeros, as there is nothing beyond the edge.
+    down = [(i, i + 1) for i in range(devices - 1)]
+    up = [(i + 1, i) for i in range(devices - 1)]
+    above = jax.lax.ppermute(x[:, n - before :], "rows", down)
+    below = jax.lax.ppermute(x[:, :after], "rows", up)
+    x = jnp.concatenate([above, x, below], axis=1)
+    crop = (lo + before * s, (after - 1) * s + K - lo)
+    columns = ((KERNEL[1] - s) // 2, (KERNEL[1] - s) - (KERNEL[1] - s) // 2)
+    return upconv.conv_transpose(x, w, strides=s, padding=(crop, columns))
+
+
+def sizes(text: str) -> list[int]:
+    """How many elements the arrays of a compiled program have."""
+    shapes = re.findall(r"f32\[([\d,]+)\]", text)
+    return [int(np.prod([int(n) for n in shape.split(",")])) for shape in shapes]
+
+
+def check_tall(run: Any, placed: Any) -> None:
+    """As alone, with rows passed between neighbours, and nothing near as large as alone."""
+    alone = jax.jit(step(plain)).lower(*tall()).compile()
+    compiled = run.lower(*placed).compile()
+    close(compiled(*placed), alone(*tall()))
+    text = compiled.as_text()
+    assert "collective-permute" in text
+    assert not re.search(r"all-gather|all-to-all", text)
+    largest, largest_alone = max(sizes(text)), max(sizes(alone.as_text()))
+    assert largest < min(0.2 * largest_alone, tall()[2].size), (largest, largest_alone)
+
+
+@check
+def halo_exchange_in_shard_map() -> None:
+    rows = jax.make_mesh((8,), ("rows",), axis_types=(AxisType.Auto,))
+    specs = {"in_specs": (P(None, "rows"), P()), "out_specs": P(None, "rows")}
+    f = jax.shard_map(with_halo, mesh=rows, **specs)
+    where = [NamedSharding(rows, s) for s in (P(None, "rows"), P(), P(None, "rows"))]
+    placed = [jax.device_put(a, s) for a, s in zip(tall(), where, strict=True)]
+    check_tall(jax.jit(step(f)), placed)
+
+
+@check
+def halo_exchange_by_the_partitioner() -> None:
+    rows = jax.make_mesh((8,), ("rows",), axis_types=(AxisType.Auto,))
+    where = [NamedSharding(rows, s) for s in (P(None, "rows"), P(), P(None, "rows"))]
+    placed = [jax.device_put(a, s) for a, s in zip(tall(), where, strict=True)]
+    out = [where[2], where[0], where[1]]
+    check_tall(jax.jit(step(plain), out_shardings=out), placed)
 
 
 def main() -> None:

@@ -9,12 +9,27 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax import nnx as flax_nnx
 
 import upconv
+from upconv import (
+    activations,
+    constraints,
+    initializers,
+    lax,
+    linen,
+    nnx,
+    regularizers,
+    transforms,
+)
+from upconv.layer import Layer
+from upconv.rules import Rule
 
 X, KERNEL, Y = (2, 5, 4, 3), (3, 2, 6, 3), (2, 5, 4, 6)
 
@@ -292,3 +307,173 @@ def test_what_is_no_array(x: Any) -> None:
         upconv.conv_transpose(x, floats(KERNEL))
     with pytest.raises(TypeError):
         upconv.conv_transpose(floats(X), x)
+
+
+# ------------------------------------------------------------------ layers
+
+# Arguments of the layers, for linen and nnx alike.
+LAYER: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"filters": 0}, ValueError, "filters must be at least 1, got 0"),
+    ({"filters": 2.0}, TypeError, "filters must be an integer, got 2.0"),
+    ({"filters": True}, TypeError, "filters must be an integer, got True"),
+    ({"kernel_size": (3, 3, 3)}, ValueError, r"kernel_size must be .* got \(3, 3, 3\)"),
+    ({"kernel_size": (3, 0)}, ValueError, r"kernel_size\[1\] must be at least 1, got 0"),
+    ({"kernel_size": "3"}, TypeError, "kernel_size must be an integer, got '3'"),
+    ({"strides": 0}, ValueError, "strides must be at least 1, got 0"),
+    ({"strides": 1.5}, TypeError, "strides must be an integer, got 1.5"),
+    ({"padding": "full"}, ValueError, "padding must be one of .*, got 'full'"),
+    ({"padding": None}, TypeError, "padding"),
+    ({"data_format": "NHWC"}, ValueError, "data_format must be one of .*, got 'NHWC'"),
+    ({"data_format": 1}, TypeError, "data_format must be a string, got 1"),
+    ({"activation": "rely"}, ValueError, "got 'rely' .did you mean 'relu'"),
+    ({"activation": "_src"}, ValueError, "activation must be callable, .*got '_src'"),
+    ({"activation": "initializers"}, ValueError, "activation must .*got 'initializers'"),
+    ({"activation": 1}, TypeError, "activation must be callable, .*got 1"),
+    ({"use_bias": None}, TypeError, "use_bias must be True or False, got None"),
+    ({"trainable": 1}, TypeError, "trainable must be True or False, got 1"),
+    ({"kernel_initializer": "glorot"}, TypeError, "kernel_initializer must be callable or No"),
+    ({"bias_initializer": 0.0}, TypeError, "bias_initializer must be callable or None, got 0"),
+    ({"kernel_regularizer": 0.1}, TypeError, "kernel_regularizer must be callable or None"),
+    ({"bias_regularizer": "l2"}, TypeError, "bias_regularizer must be callable or None"),
+    ({"activity_regularizer": 1}, TypeError, "activity_regularizer must be callable or None"),
+    ({"kernel_constraint": 2.0}, TypeError, "kernel_constraint must be callable or None"),
+    ({"bias_constraint": ()}, TypeError, "bias_constraint must be callable or None"),
+    ({"output_padding": 2}, ValueError, "output_padding must be .*below .* = 2 .*, got 2"),
+    ({"output_padding": -1}, ValueError, "output_padding must be at least 0, got -1"),
+    ({"output_padding": 0, "padding": "causal"}, ValueError, "output_padding does not go with"),
+    ({"dilation_rate": 0}, ValueError, "dilation_rate must be at least 1, got 0"),
+    ({"groups": 0}, ValueError, "groups must be at least 1, got 0"),
+    ({"groups": 4}, ValueError, "groups must divide filters, got groups=4, filters=6"),
+    ({"dtype": "float33"}, TypeError, "dtype must be a dtype, got 'float33'"),
+    ({"dtype": jnp.int32}, ValueError, "dtype must be a floating-point dtype"),
+    ({"param_dtype": bool}, ValueError, "param_dtype must be a floating-point dtype"),
+    ({"lowering": None}, TypeError, "lowering must be a string, got None"),
+    ({"lowering": "fft"}, ValueError, "lowering must be one of .*'auto'.*, got 'fft'"),
+    ({"precision": "exact"}, ValueError, "precision must be .*, got 'exact'"),
+    ({"precision": 3}, ValueError, "precision must be .*, got 3"),
+]
+
+MAKERS: dict[str, Callable[..., Any]] = {
+    "linen": linen.Conv2DTranspose,
+    "nnx": lambda **arguments: nnx.Conv2DTranspose(3, **arguments, rngs=flax_nnx.Rngs(0)),
+}
+
+
+@pytest.mark.parametrize("make", MAKERS)
+@pytest.mark.parametrize(("arguments", "error", "match"), LAYER, ids=ids)
+def test_arguments_of_layers(
+    arguments: dict[str, Any], error: type[Exception], match: str, make: str
+) -> None:
+    """When the layer is made, not when it is used."""
+    with pytest.raises(error, match=match):
+        MAKERS[make](**{"filters": 6, "kernel_size": (3, 2), "strides": 2, **arguments})
+
+
+def used(make: str, x: Any = None, **arguments: Any) -> Any:
+    """A layer that is used on images, or on `x`."""
+    x = jnp.ones(X) if x is None else x
+    layer = MAKERS[make](filters=6, kernel_size=(3, 2), **arguments)
+    if make == "nnx":
+        return layer(x)
+    variables = layer.init(jax.random.key(0), x)
+    return layer.apply(variables, x, mutable=["losses"])
+
+
+@pytest.mark.parametrize("make", MAKERS)
+class TestUsedLayers:
+    @pytest.mark.parametrize(
+        "x", [None, "image", 3, [[[[1.0]]]], object()], ids=lambda x: type(x).__name__
+    )
+    def test_inputs_must_be_arrays(self, x: Any, make: str) -> None:
+        layer = MAKERS[make](filters=6, kernel_size=3)
+        with pytest.raises(TypeError, match=f"inputs must be an array, got {type(x).__name__}"):
+            layer(x) if make == "nnx" else layer.init(jax.random.key(0), x)
+
+    @pytest.mark.parametrize("name", ["kernel", "bias"])
+    def test_an_initializer_must_give_what_it_is_asked_for(self, name: str, make: str) -> None:
+        """A bias of one number would be broadcast, another dtype would spread."""
+
+        def one(key: Any, shape: Any, dtype: Any) -> jax.Array:
+            return jnp.ones((1,) * len(shape), dtype)
+
+        def wide(key: Any, shape: Any, dtype: Any) -> jax.Array:
+            return jnp.ones(shape, jnp.float32)
+
+        with pytest.raises(ValueError, match=rf"{name}_initializer must return .*float32\[1"):
+            used(make, **{f"{name}_initializer": one})
+        with pytest.raises(ValueError, match=rf"{name}_initializer must .* bfloat16, got float32"):
+            used(make, param_dtype=jnp.bfloat16, **{f"{name}_initializer": wide})
+
+    def test_an_activity_regularizer_must_return_a_scalar(self, make: str) -> None:
+        with pytest.raises(ValueError, match="activity_regularizer must return a scalar, got sh"):
+            used(make, activity_regularizer=jnp.abs)
+
+    def test_no_images_cost_nothing(self, make: str) -> None:
+        """And are no division by zero."""
+        result = used(make, jnp.ones((0, *X[1:])), activity_regularizer=regularizers.L2(1.0))
+        if make == "linen":
+            assert linen.losses(result[1]) == 0
+
+
+# ------------------------------------------------------------------ everything else
+
+W = np.ones((3, 2, 3, 6), np.float32)
+KEY = jax.random.key(0)
+
+REST: list[tuple[Callable[[], Any], type[Exception], str]] = [
+    (lambda: Layer(4, 3, 3), ValueError, "rank must be 1, 2 or 3, got 4"),
+    (lambda: linen.rules(5, W), TypeError, "module must be an instance of .*, got 5"),
+    (lambda: linen.rules(linen.Conv2DTranspose, W), TypeError, "module must be an instance of"),
+    (lambda: linen.losses(5), TypeError, "variables must be a mapping of collections, got 5"),
+    (lambda: nnx.rules(5), TypeError, "module must be an instance of .*, got 5"),
+    (lambda: nnx.losses({}), TypeError, "module must be an instance of .*, got {}"),
+    (lambda: nnx.rules(nn.Dense(3)), TypeError, "module must be an instance of flax.nnx.Module"),
+    (lambda: transforms.with_rules(3, {}), TypeError, "optimizer must be an optax.*, got 3"),
+    (lambda: transforms.with_rules(optax.adam, {}), TypeError, "optimizer must be an optax"),
+    (lambda: upconv.penalty({"w": W}, {"v": Rule()}), ValueError, "no parameter matches .* 'v'"),
+    (lambda: initializers.compute_fans((3, 3, 4, 4), strides=2.5), TypeError, "strides must .*2.5"),
+    (lambda: initializers.compute_fans((3, 3, 4, 4), strides=0), ValueError, "strides must .* 0"),
+    (lambda: initializers.compute_fans((3, 3, 4, 4), groups=0), ValueError, "groups must .* got 0"),
+    (lambda: initializers.he_normal(strides=1.5), TypeError, "strides must be .* got 1.5"),
+    (lambda: initializers.he_normal(strides=0), ValueError, "strides must be at least 1, got 0"),
+    (lambda: initializers.he_normal(groups=0), ValueError, "groups must be at least 1, got 0"),
+    (lambda: initializers.he_normal(groups="2"), TypeError, "groups must be an integer, got '2'"),
+    (lambda: initializers.bilinear("2"), TypeError, "strides must be an integer, got '2'"),
+    (lambda: initializers.bilinear((2, 0)), ValueError, r"strides\[1\] must be at least 1, got 0"),
+    (lambda: initializers.icnr(2, 3), TypeError, "initializer must be callable, got 3"),
+    (lambda: initializers.icnr(None), TypeError, "strides must be an integer, got None"),
+    (lambda: initializers.Normal(0.0, -1.0), ValueError, "stddev must not be negative, got -1.0"),
+    (lambda: initializers.TruncatedNormal(0.0, -1.0), ValueError, "stddev must not be negative"),
+    (lambda: initializers.Uniform(1.0, -1.0), ValueError, "minval must not be above maxval, got 1"),
+    (lambda: activations.LeakyReLU("a"), TypeError, "negative_slope must be a real .*, got 'a'"),
+    (lambda: activations.LeakyReLU(np.nan), ValueError, "negative_slope must be finite, got nan"),
+    (lambda: activations.GELU("no"), TypeError, "approximate must be True or False, got 'no'"),
+    (lambda: activations.SoftShrink(-1), ValueError, "threshold must be .* at least 0.0, got -1"),
+    (lambda: activations.HardShrink(None), TypeError, "threshold must be a real .*, got None"),
+    (lambda: constraints.MaxNorm(1.0, axis=4)(W), ValueError, "axis 4"),
+    (lambda: regularizers.Orthogonal()(W[0, 0, 0]), ValueError, r"rank 2 .* shape \(6,\)"),
+    (
+        lambda: lax.conv_transpose(W[..., :3], W, 2.0, "SAME"),
+        TypeError,
+        "strides must be an int.* 2.0",
+    ),
+    (lambda: lax.conv_transpose("x", W, (2, 2), "SAME"), TypeError, "lhs must be an array, got st"),
+    (
+        lambda: upconv.conv_transpose(W.astype("complex64"), W, preferred_element_type="float32"),
+        ValueError,
+        "preferred_element_type must be able to hold complex64, got float32",
+    ),
+    (
+        lambda: upconv.conv(
+            W[..., :3].astype("int8"), W.astype("int8"), padding=1, preferred_element_type=bool
+        ),
+        ValueError,
+        "preferred_element_type must be able to hold int8, got bool",
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "error", "match"), REST, ids=[row[2] for row in REST])
+def test_the_rest(call: Callable[[], Any], error: type[Exception], match: str) -> None:
+    with pytest.raises(error, match=match):
+        call()

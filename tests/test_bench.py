@@ -19,6 +19,8 @@ import pytest
 
 from upconv import bench, lowering
 
+pytestmark = pytest.mark.slow
+
 SOURCE = Path(__file__).parents[1] / "src"
 
 # Input, kernel, stride and output, by hand.

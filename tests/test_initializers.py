@@ -176,10 +176,8 @@ def test_is_a_value(make: Any) -> None:
 @pytest.mark.parametrize(
     ("initializer", "shape", "match"),
     [
-        (initializers.he_normal(strides=(2, 2)), (3, 2, 5), r"strides .* one or 1 of them, got"),
-        (initializers.he_normal(strides=0), (3, 2, 5), r"strides must be positive, .* \(0,\)"),
+        (initializers.he_normal(strides=(2, 2)), (3, 2, 5), r"strides .* or 1 integer, .*\(2, 2\)"),
         (initializers.he_normal(groups=3), (3, 2, 5), "groups must divide the 5 input .*, got 3"),
-        (initializers.he_normal(groups=0), (3, 2, 5), "groups must divide the 5 input .*, got 0"),
         (initializers.he_normal(), (), r"shape must have at least one axis, got \(\)"),
         (initializers.bilinear(3), (4, 2, 2), "kernel size of at least 5 .* got 4"),
         (initializers.bilinear(2), (4, 2, 3), "as many filters as channels, got 2 and 3"),
@@ -190,8 +188,3 @@ def test_is_a_value(make: Any) -> None:
 def test_bad_shapes(initializer: Any, shape: tuple[int, ...], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         initializer(jax.random.key(0), shape)
-
-
-def test_bad_strides() -> None:
-    with pytest.raises(TypeError):
-        initializers.he_normal(strides=1.5)

@@ -613,53 +613,8 @@ def test_regularized_and_constrained_training(rng: np.random.Generator) -> None:
     assert 0.5 * (1 - 1e-3) < norms.max() <= 0.5 * (1 + 1e-6)
 
 
-# ------------------------------------------------------------------ bad arguments
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "match"),
-    [
-        ({"filters": 0}, ValueError, "filters must be at least 1, got 0"),
-        ({"filters": 2.0}, TypeError, "filters must be an integer, got 2.0"),
-        ({"filters": True}, TypeError, "filters must be an integer, got True"),
-        ({"kernel_size": (3, 3, 3)}, ValueError, r"kernel_size must be .* got \(3, 3, 3\)"),
-        ({"kernel_size": (3, 0)}, ValueError, r"kernel_size\[1\] must be at least 1, got 0"),
-        ({"kernel_size": "3"}, TypeError, "kernel_size must be an integer, got '3'"),
-        ({"strides": 0}, ValueError, "strides must be at least 1, got 0"),
-        ({"strides": 1.5}, TypeError, "strides must be an integer, got 1.5"),
-        ({"padding": "full"}, ValueError, "padding must be one of .*, got 'full'"),
-        ({"padding": None}, TypeError, "padding"),
-        ({"data_format": "NHWC"}, ValueError, "data_format must be one of .*, got 'NHWC'"),
-        ({"data_format": 1}, TypeError, "data_format must be a string, got 1"),
-        ({"activation": "rely"}, ValueError, "got 'rely' .did you mean 'relu'"),
-        ({"activation": "_src"}, ValueError, "activation must be callable, .*got '_src'"),
-        ({"activation": "initializers"}, ValueError, "activation must .*got 'initializers'"),
-        ({"activation": 1}, TypeError, "activation must be callable, .*got 1"),
-        ({"use_bias": None}, TypeError, "use_bias must be True or False, got None"),
-        ({"trainable": 1}, TypeError, "trainable must be True or False, got 1"),
-        ({"kernel_initializer": "glorot"}, TypeError, "kernel_initializer must be callable or No"),
-        ({"bias_initializer": 0.0}, TypeError, "bias_initializer must be callable or None, got 0"),
-        ({"kernel_regularizer": 0.1}, TypeError, "kernel_regularizer must be callable or None"),
-        ({"bias_regularizer": "l2"}, TypeError, "bias_regularizer must be callable or None"),
-        ({"activity_regularizer": 1}, TypeError, "activity_regularizer must be callable or None"),
-        ({"kernel_constraint": 2.0}, TypeError, "kernel_constraint must be callable or None"),
-        ({"bias_constraint": ()}, TypeError, "bias_constraint must be callable or None"),
-        ({"output_padding": 2}, ValueError, "output_padding must be .*below .* = 2 .*, got 2"),
-        ({"output_padding": -1}, ValueError, "output_padding must be at least 0, got -1"),
-        ({"output_padding": 0, "padding": "causal"}, ValueError, "output_padding does not go with"),
-        ({"dilation_rate": 0}, ValueError, "dilation_rate must be at least 1, got 0"),
-        ({"groups": 0}, ValueError, "groups must be at least 1, got 0"),
-        ({"groups": 4}, ValueError, "groups must divide filters, got groups=4, filters=6"),
-        ({"dtype": "float33"}, TypeError, "dtype must be a dtype, got 'float33'"),
-        ({"dtype": jnp.int32}, ValueError, "dtype must be a floating-point dtype"),
-        ({"param_dtype": bool}, ValueError, "param_dtype must be a floating-point dtype"),
-        ({"lowering": None}, TypeError, "lowering must be a string, got None"),
-    ],
-)
-def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], match: str) -> None:
-    arguments = {"filters": 6, "kernel_size": (3, 2), "strides": 2, **arguments}
-    with pytest.raises(error, match=match):
-        Conv2DTranspose(**arguments)
+# ------------------------------------------------------------------ bad inputs
+# Bad arguments are in test_bad_input.py.
 
 
 @pytest.mark.parametrize(
@@ -669,7 +624,6 @@ def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], match:
         ((2, 0, 4, 3), {}, "the input must have at least one sample on every .* got 0 on axis 0"),
         ((2, 1, 1, 3), {"padding": 3}, "the output must have at least one sample"),
         ((2, 5, 4, 3), {"groups": 2}, "groups must divide the 3 input channels, got 2"),
-        ((2, 5, 4, 3), {"lowering": "fft"}, "lowering must be one of .*, got 'fft'"),
     ],
 )
 @pytest.mark.parametrize("trainable", [True, False])

@@ -12,20 +12,26 @@ import numpy as np
 import optax
 import pytest
 
+import upconv
 from upconv.transforms import penalty
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
+BLOCKS = re.findall(r"^```python\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+
+
+def run(block: str) -> dict[str, Any]:
+    """The names that a block of the README's Python leaves behind."""
+    namespace: dict[str, Any] = {}
+    exec(compile(block, "README.md", "exec"), namespace)
+    return namespace
+
+
 @pytest.fixture(scope="module")
 def example() -> dict[str, Any]:
-    """The names that the README's Python leaves behind."""
-    blocks = re.findall(r"^```python\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
-    assert len(blocks) == 1
-    namespace: dict[str, Any] = {}
-    exec(compile(blocks[0], "README.md", "exec"), namespace)
-    return namespace
+    return run(BLOCKS[0])
 
 
 def norms(kernel: jax.Array) -> np.ndarray:
@@ -76,6 +82,17 @@ def test_the_example_goes_on_to_learn(example: dict[str, Any]) -> None:
     assert jnp.shape(model.apply({"params": params}, x)) == y.shape
 
 
+def test_the_example_of_other_libraries_converts() -> None:
+    names = run(BLOCKS[1])
+    x = jax.random.normal(jax.random.key(2), (2, 7, 5, 32))
+    _, variables = names["interop"].to_flax(names["module"], names["variables"])
+    theirs = names["theirs"].apply(variables, x)
+    ours = upconv.conv_transpose(x, names["weights"][0], strides=2, padding="same")
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert names["config"]["padding"] == "same"
+    assert len(BLOCKS) == 2
+
+
 @pytest.mark.parametrize("target", re.findall(r"\]\(([^)#:]+)\)", README))
 def test_what_the_readme_links_to_exists(target: str) -> None:
     assert (ROOT / target).exists()
@@ -87,9 +104,3 @@ def test_the_commands_of_the_readme_are_targets_of_make() -> None:
     assert {"demo", "test", "parity", "lint"} <= targets
     for target in targets:
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
-
-
-def test_the_picture_is_small() -> None:
-    pictures = list((ROOT / "docs" / "images").glob("*.png"))
-    assert pictures
-    assert all(path.stat().st_size < 60_000 for path in pictures)

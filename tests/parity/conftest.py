@@ -1,4 +1,4 @@
-"""The peers: the genuine layers of TensorFlow and Keras, both in one process.
+"""The peers: the genuine layers of TensorFlow, Keras, PyTorch and others, in one process.
 
 Keras 3 and the legacy Keras that TensorFlow's layers are made of do not get in each other's way as
 long as these variables are set before either is imported. A missing peer skips its tests, and with
@@ -32,6 +32,11 @@ def peer(name: str) -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def import_peer() -> Callable[[str], ModuleType]:
+    return peer
+
+
+@pytest.fixture(scope="session")
 def tf() -> ModuleType:
     return peer("tensorflow")
 
@@ -44,6 +49,13 @@ def tf_keras(tf: ModuleType) -> ModuleType:
 @pytest.fixture(scope="session")
 def keras(tf: ModuleType) -> ModuleType:
     return peer("keras")
+
+
+@pytest.fixture(scope="session")
+def torch() -> ModuleType:
+    torch = peer("torch")
+    torch.set_num_threads(1)  # tests run beside each other
+    return torch
 
 
 @pytest.fixture

@@ -1,0 +1,133 @@
+"""What the tests of values share: the functions of a case, their truth, and how close is right.
+
+Errors are counted in units of accumulated rounding: a sum of products `x w` may be off by
+`C * eps * sum |x| |w|`, where the oracle computes that last sum from absolute values. It holds for
+every element by itself, so a wrong small number is not excused by large neighbours, and a number
+that is a sum of nothing must be exactly zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import oracle
+import upconv
+from cases import Case
+
+# Sums of up to 6,000 terms in any order and blocking stay below 2 units; one that lost an operand,
+# or was carried in bfloat16 where it should not, is off by thousands.
+C = 4.0
+# In 16 bits every term is rounded at most twice: as a product and in the result.
+C_SHORT = 2.0
+
+# Limits of `upconv.lowering` at which "auto" takes for small shapes what it takes for large ones.
+AS_IF_LARGE = {
+    "SMALL_PRODUCT": 0,
+    "PIECE": 64,
+    "IMAGES": 4,
+    "ONE_CORE": True,
+    "WORTH_STRETCHING": 1,
+}
+
+Function = Callable[..., Any]
+
+
+def eps(dtype: Any) -> float:
+    return float(jnp.finfo(dtype).eps)
+
+
+def layer(case: Case, lowering: str, **rest: Any) -> Function:
+    return partial(upconv.conv_transpose, **case.layer, lowering=lowering, **rest)
+
+
+def convolution(case: Case, lowering: str, **rest: Any) -> Function:
+    return partial(upconv.conv, **case.convolution, lowering=lowering, **rest)
+
+
+def with_gradients(f: Function) -> Function:
+    """`f(a, b)` and its two gradients along a cotangent."""
+
+    def run(a: jax.Array, b: jax.Array, ct: jax.Array) -> list[jax.Array]:
+        out, pull = jax.vjp(f, a, b)
+        return [out, *pull(ct)]
+
+    return run
+
+
+def second_orders(loss: Function) -> list[Function]:
+    """The Hessian of `loss` times a direction, by forward and by reverse over reverse."""
+    gradient = jax.grad(loss, argnums=(0, 1))
+
+    def forward(a: Any, b: Any, da: Any, db: Any) -> Any:
+        return jax.jvp(gradient, (a, b), (da, db))[1]
+
+    def reverse(a: Any, b: Any, da: Any, db: Any) -> Any:
+        def slope(a: Any, b: Any) -> jax.Array:
+            ga, gb = gradient(a, b)
+            return jnp.vdot(ga, da) + jnp.vdot(gb, db)
+
+        return jax.grad(slope, argnums=(0, 1))(a, b)
+
+    return [forward, reverse]
+
+
+class Adjoint:
+    """`conv` on the output of a case: the same maps in other roles, with the size it takes."""
+
+    def __init__(self, case: Case) -> None:
+        sizes = {name: value for name, value in case.convolution.items() if name != "groups"}
+        size = oracle.input_size_of(case.output, case.kernel_size, **sizes)
+        self.case = case
+        self.x_shape = (*case.batch, *size, case.c_in)
+
+    def gather(self, y: Any, w: Any) -> np.ndarray:
+        return oracle.conv(y, w, **self.case.convolution)
+
+    def scatter(self, x: Any, w: Any) -> np.ndarray:
+        return oracle.conv_transpose(x, w, **self.case.convolution, output_size=self.case.output)
+
+    def correlate(self, x: Any, y: Any) -> np.ndarray:
+        return oracle.correlate_kernel(x, y, self.case.kernel_size, **self.case.convolution)
+
+    def maps(self, y: Any, w: Any, ct: Any) -> list[np.ndarray]:
+        """The convolution of `y`, and its gradients in `y` and the kernel along `ct`."""
+        return [self.gather(y, w), self.scatter(ct, w), self.correlate(ct, y)]
+
+
+def curvature(
+    truth: Case | Adjoint, a: Any, w: Any, da: Any, dw: Any, u: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """The Hessian of `sum(u f(a, w)^2) / 2` times `(da, dw)`, where `f` is the truth's map."""
+    f, _, _ = truth.maps(a, w, u)
+    df = truth.maps(da, w, u)[0] + truth.maps(a, dw, u)[0]
+    _, a_along_df, w_along_df = truth.maps(a, w, u * df)
+    _, a_along_f, _ = truth.maps(a, dw, u * f)
+    _, _, w_along_f = truth.maps(da, w, u * f)
+    return a_along_df + a_along_f, w_along_df + w_along_f
+
+
+def assert_rounding(got: Any, want: np.ndarray, scale: np.ndarray, unit: float) -> None:
+    """Every element within `unit` of its own sum of absolute values."""
+    # Below the smallest normal number there are no `eps` left to count in.
+    floor = 2 * float(jnp.finfo(got.dtype).smallest_subnormal)
+    got = np.asarray(got).astype(np.float64)
+    assert got.shape == want.shape
+    error = np.abs(got - want)
+    worst = np.max(error / (scale * unit + floor), initial=0.0)
+    assert worst <= 1.0, f"{worst:.3g} times what rounding explains"
+
+
+def assert_maps(
+    got: list[jax.Array], truth: Case | Adjoint, operands: tuple[Any, ...], unit: float
+) -> None:
+    """A map and both its gradients, each within `unit` of the truth."""
+    a, w, ct = operands
+    scales = truth.maps(abs(a), abs(w), abs(ct))
+    for result, want, scale in zip(got, truth.maps(a, w, ct), scales, strict=True):
+        assert_rounding(result, want, scale, unit)

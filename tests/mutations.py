@@ -1,0 +1,617 @@
+"""Does a test fail when the source is wrong?  The source is broken in named ways, one at a time.
+
+    make mutations                 # all of them
+    python tests/mutations.py L1   # those whose name holds a word
+
+Each mutation is made in a copy of the checkout, and the tests that are named beside it must fail
+there; they stop at the first failure, and pass without the mutation. A mutation that survives is a
+test that is missing. One whose text is no longer in the source has to follow it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Queue
+
+ROOT = Path(__file__).parents[1]
+TIMEOUT = 600  # seconds
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One way of being wrong.
+
+    Attributes:
+      name: what is wrong.
+      module: of upconv.
+      old: a text that the module holds once.
+      new: what stands there instead.
+      tests: what pytest is asked to run, without `tests/`: a file, and words for `-k`.
+    """
+
+    name: str
+    module: str
+    old: str
+    new: str
+    tests: tuple[str, str]
+
+    @property
+    def path(self) -> Path:
+        return Path("src", "upconv", f"{self.module}.py")
+
+    @property
+    def command(self) -> list[str]:
+        file, words = self.tests
+        return [f"tests/{file}.py", *(["-k", words] if words else [])]
+
+    def applied(self, text: str) -> str:
+        """The module's text with the mutation."""
+        if text.count(self.old) != 1:
+            raise ValueError(
+                f"{self.name!r} no longer applies: {self.path} holds its text "
+                f"{text.count(self.old)} times:\n{self.old}"
+            )
+        return text.replace(self.old, self.new)
+
+
+CASES = "test_functional", "test_case and 2d_pairs"
+GROUPS = "test_functional", "test_case and 2d_groups"
+CIRCULAR = "test_functional", "test_case and 1d_circular"
+BAD_INPUT = "test_bad_input", "not layers and not Layers and not rest"
+VMAP = "test_transformations", "TestVmap and (2d_groups or none)"
+
+MUTATIONS = [
+    # ---- sizes
+    Mutation(
+        "a dilated kernel spans one tap too many",
+        "geometry",
+        "return d * (k - 1) + 1",
+        "return d * k",
+        ("test_geometry", "by_hand"),
+    ),
+    Mutation(
+        "same crops its larger half in front",
+        "geometry",
+        'return total - total // 2 if self.padding == "same_lower" else total // 2',
+        "return total - total // 2",
+        ("test_geometry", "by_hand"),
+    ),
+    Mutation(
+        "same_lower crops as same",
+        "geometry",
+        'return total - total // 2 if self.padding == "same_lower" else total // 2',
+        "return total // 2",
+        ("test_geometry", "by_hand"),
+    ),
+    Mutation(
+        "explicit padding crops the other end",
+        "geometry",
+        "return self.padding[0]",
+        "return self.padding[1]",
+        ("test_geometry", "by_hand"),
+    ),
+    Mutation(
+        "valid ends with the kernel where the stride is longer",
+        "geometry",
+        "return (n - 1) * self.s + max(self.span, self.s)",
+        "return (n - 1) * self.s + self.span",
+        ("test_geometry", "by_hand"),
+    ),
+    Mutation(
+        "output_padding may be as long as the stride",
+        "geometry",
+        "if not 0 <= p < limit",
+        "if not 0 <= p <= limit",
+        BAD_INPUT,
+    ),
+    Mutation(
+        "an empty output is no error",
+        "geometry",
+        "if isinstance(n, int) and n < 1",
+        "if isinstance(n, int) and n < 0",
+        BAD_INPUT,
+    ),
+    Mutation(
+        "True is an integer",
+        "geometry",
+        "if isinstance(value, bool) or not hasattr",
+        "if not hasattr",
+        BAD_INPUT,
+    ),
+    Mutation(
+        "a sequence is cut to the number of axes",
+        "geometry",
+        '    if len(value) != rank:\n        raise ValueError(\n            f"{name} must be an',
+        "    value = value[:rank]\n    if len(value) != rank:\n        raise ValueError(\n"
+        '            f"{name} must be an',
+        BAD_INPUT,
+    ),
+    # ---- the functions
+    Mutation(
+        "the channels of the kernel are not compared with those of x",
+        "functional",
+        "if channels != kernel.shape[-1]:",
+        "if False:",
+        BAD_INPUT,
+    ),
+    Mutation(
+        "groups that do not divide the channels are no error",
+        "functional",
+        "if channels % groups != 0:",
+        "if False:",
+        BAD_INPUT,
+    ),
+    Mutation(
+        "a bad dtype is swallowed",
+        "functional",
+        'raise TypeError(f"preferred_element_type must be a dtype, got {dtype!r}") from None',
+        "return common",
+        BAD_INPUT,
+    ),
+    Mutation(
+        "the dtype asked for is dropped",
+        "functional",
+        '        raise ValueError(f"preferred_element_type must be able to hold {common}, got '
+        '{dtype}")\n    return dtype',
+        '        raise ValueError(f"preferred_element_type must be able to hold {common}, got '
+        '{dtype}")\n    return common',
+        ("test_functional", "test_mixed_dtypes"),
+    ),
+    Mutation(
+        "the precision asked for is dropped",
+        "functional",
+        "check_lowering(name), check_precision(precision),",
+        "check_lowering(name), None,",
+        ("test_functional", "test_precision"),
+    ),
+    Mutation(
+        "circular padding wraps round the wrong way",
+        "functional",
+        "jnp.roll(full, -lo, axis)",
+        "jnp.roll(full, lo, axis)",
+        CIRCULAR,
+    ),
+    Mutation(
+        "conv's circular padding starts at the other end",
+        "functional",
+        "jnp.roll(y, lo, axis)",
+        "jnp.roll(y, -lo, axis)",
+        CIRCULAR,
+    ),
+    Mutation(
+        "negative padding adds its zeros at the end",
+        "functional",
+        "*((n, 0, 0) for n in front)",
+        "*((0, n, 0) for n in front)",
+        ("test_functional", "test_case and negative_pads"),
+    ),
+    Mutation(
+        "channels_first comes back channels last",
+        "functional",
+        "a = a if last else jnp.moveaxis(a, -1, 1)",
+        "a = a",
+        ("test_functional", "test_channels_first"),
+    ),
+    # ---- the maps
+    Mutation(
+        "the transpose of conv in its kernel takes x for y",
+        "bilinear",
+        "_rule(_LHS, transpose_p, _CT, _RHS), _rule(_RHS, kernel_grad_p, _CT, _LHS)",
+        "_rule(_LHS, transpose_p, _CT, _RHS), _rule(_RHS, kernel_grad_p, _LHS, _CT)",
+        CASES,
+    ),
+    Mutation(
+        "the kernel gradient's own gradient takes its operands in the wrong order",
+        "bilinear",
+        "_rule(_LHS, strided_p, _RHS, _CT)",
+        "_rule(_LHS, strided_p, _CT, _RHS)",
+        ("test_functional", "test_second_order"),
+    ),
+    Mutation(
+        "a gradient has the dtype of the result",
+        "bilinear",
+        "numerics = numerics._replace(dtype=given[unknown].aval.dtype)",
+        "pass",
+        ("test_functional", "test_mixed_dtypes"),
+    ),
+    Mutation(
+        "a gradient conjugates",
+        "bilinear",
+        "return _bind(q, first, second, geometry, numerics)",
+        "return _bind(q, first, jnp.conj(second), geometry, numerics)",
+        ("test_lax_drop_in", "test_dtypes"),
+    ),
+    Mutation(
+        "vmap over both operands mixes the groups",
+        "bilinear",
+        'geometry.groups * size if role == "group" else geometry.groups',
+        "geometry.groups",
+        VMAP,
+    ),
+    Mutation(
+        "vmap folds the mapped axis in as the faster part",
+        "bilinear",
+        "a = jnp.moveaxis(a, 0, axis)\n    a = a.reshape(*a.shape[:axis], "
+        "a.shape[axis] * a.shape[axis + 1]",
+        "a = jnp.moveaxis(a, 0, axis + 1)\n    a = a.reshape(*a.shape[:axis], "
+        "a.shape[axis] * a.shape[axis + 1]",
+        VMAP,
+    ),
+    Mutation(
+        "vmap over no layers divides by zero",
+        "bilinear",
+        "if size == 0:",
+        "if False:",
+        VMAP,
+    ),
+    Mutation(
+        "explicit sharding forgets the batch",
+        "bilinear",
+        'for role in ("batch", "in", "out"):',
+        'for role in ("in", "out"):',
+        ("test_devices", "explicit_sharding"),
+    ),
+    Mutation(
+        "operands inside shard_map do not vary alike",
+        "bilinear",
+        "vary = _vma(lhs) | _vma(rhs)",
+        "vary = _vma(lhs) & _vma(rhs)",
+        ("test_devices", "inside_shard_map"),
+    ),
+    # ---- their lowerings
+    Mutation(
+        "a flipped kernel",
+        "lowering",
+        "lax.rev(_swapped(w, g), range(g.rank)),",
+        "_swapped(w, g),",
+        CASES,
+    ),
+    Mutation(
+        "phases in reverse",
+        "lowering",
+        "    w = lax.rev(w, range(0, 2 * r, 2))\n",
+        "",
+        CASES,
+    ),
+    Mutation(
+        "a lost group",
+        "lowering",
+        "        rhs_dilation=g.dilation_rate,\n        feature_group_count=g.groups,\n    )\n\n\n"
+        "def _backward_filter",
+        "        rhs_dilation=g.dilation_rate,\n        feature_group_count=1,\n    )\n\n\n"
+        "def _backward_filter",
+        GROUPS,
+    ),
+    Mutation(
+        "conv takes its taps next to each other",
+        "lowering",
+        "        rhs_dilation=g.dilation_rate,\n        feature_group_count=g.groups,\n    )\n\n\n"
+        "def _backward_filter",
+        "        feature_group_count=g.groups,\n    )\n\n\ndef _backward_filter",
+        ("test_functional", "test_case and 1d_dilation"),
+    ),
+    Mutation(
+        "sums of 16 bits in 16 bits",
+        "lowering",
+        "return jnp.dtype(jnp.float32) if narrow else dtype",
+        "return dtype",
+        ("test_functional", "16_bits"),
+    ),
+    Mutation(
+        "results are computed in the precision that they are asked for",
+        "lowering",
+        "wide = num._replace(dtype=jnp.promote_types(num.dtype, dtype))",
+        "wide = num",
+        ("test_functional", "test_mixed_dtypes"),
+    ),
+    Mutation(
+        "windows of the image start at its edge",
+        "lowering",
+        "ends[axis] = (g.crop[a], size - g.crop[a] - y.shape[axis], 0)",
+        "ends[axis] = (0, size - y.shape[axis], 0)",
+        CASES,
+    ),
+    Mutation(
+        "what no pixel reaches is left to XLA, which misreads it",
+        "functional",
+        "else min(span - 1 - lo, 0)",
+        "else 0",
+        ("test_functional", "test_case and 1d_crop"),
+    ),
+    # ---- other people's conventions
+    Mutation(
+        "lax's kernel is not flipped",
+        "lax",
+        "jnp.flip(kernel, range(kernel.ndim - 2))",
+        "kernel",
+        ("test_lax_drop_in", "test_random_calls"),
+    ),
+    Mutation(
+        "Flax's circular padding is aligned as ours",
+        "lax",
+        "shift = [-1 if k > s and",
+        "shift = [0 if k > s and",
+        ("test_flax_drop_in", "test_circular_odd_and_even"),
+    ),
+    # ---- the layers
+    Mutation(
+        "activity regularization is not divided by the batch",
+        "layer",
+        "return penalty / jax.core.max_dim(math.prod(outputs.shape[: -1 - self.rank]), 1)",
+        "return penalty",
+        ("test_linen", "divided_by_the_batch"),
+    ),
+    Mutation(
+        "the bias is added to the last axis, whatever the data format",
+        "layer",
+        "jnp.expand_dims(bias, range(1, -self.channel_axis))",
+        "bias",
+        ("test_linen", "test_values"),
+    ),
+    Mutation(
+        "a frozen layer has parameters",
+        "linen",
+        'return self.variable("non_trainable", name, initial).value',
+        "return self.param(name, lambda _: initial())",
+        ("test_linen", "trainable_false"),
+    ),
+    Mutation(
+        "losses are sown while initializing",
+        "linen",
+        "self.activity_regularizer is not None and not self.is_initializing()",
+        "self.activity_regularizer is not None",
+        ("test_linen", "divided_by_the_batch"),
+    ),
+    Mutation(
+        "linen's dtype is dropped",
+        "linen",
+        'parameters.get("bias"), dtype=self.dtype',
+        'parameters.get("bias"), dtype=None',
+        ("test_linen", "test_dtypes"),
+    ),
+    Mutation(
+        "an nnx layer that is frozen can be trained",
+        "nnx",
+        "return NonTrainable(value, **metadata)",
+        "return nnx.Param(value, **metadata)",
+        ("test_nnx", "trainable_false"),
+    ),
+    Mutation(
+        "nnx finds stacked layers where there are none",
+        "nnx",
+        "count = max(len(shape) - len(self.shape), 0)",
+        "count = 1",
+        ("test_nnx", "test_rules_of_a_model"),
+    ),
+    Mutation(
+        "an unknown lowering is found when the layer is used",
+        "layer",
+        "        functional.check_lowering(self.lowering)\n",
+        "",
+        ("test_bad_input", "arguments_of_layers and fft"),
+    ),
+    Mutation(
+        "an initializer may return a bias that is broadcast",
+        "layer",
+        "if given != (self.shape, dtype):",
+        "if False:",
+        ("test_bad_input", "an_initializer"),
+    ),
+    Mutation(
+        "the activity of no images divides by zero",
+        "layer",
+        "jax.core.max_dim(math.prod(outputs.shape[: -1 - self.rank]), 1)",
+        "math.prod(outputs.shape[: -1 - self.rank])",
+        ("test_bad_input", "no_images"),
+    ),
+    # ---- rules
+    Mutation(
+        "projection before the update",
+        "transforms",
+        "optax.chain(add_regularization(rules), optimizer, project(rules))",
+        "optax.chain(add_regularization(rules), project(rules), optimizer)",
+        ("test_transforms", "with_rules"),
+    ),
+    Mutation(
+        "regularization after the optimizer",
+        "transforms",
+        "optax.chain(add_regularization(rules), optimizer, project(rules))",
+        "optax.chain(optimizer, add_regularization(rules), project(rules))",
+        ("test_transforms", "with_rules"),
+    ),
+    Mutation(
+        "a constraint sees the parameter without its update",
+        "transforms",
+        "_constrained(path, rule, param + _wide(update))",
+        "_constrained(path, rule, param)",
+        ("test_transforms", "projection"),
+    ),
+    Mutation(
+        "a regularizer may return an array",
+        "transforms",
+        "if result.shape != ():",
+        "if False:",
+        ("test_transforms", "must_return_a_scalar"),
+    ),
+    Mutation(
+        "a constraint may change the shape",
+        "transforms",
+        "if (result.shape, result.dtype) != (x.shape, x.dtype):",
+        "if False:",
+        ("test_transforms", "must_keep_shape"),
+    ),
+    Mutation(
+        "a rule that matches no parameter is ignored",
+        "transforms",
+        "for path in sorted(rules.keys() - set(present)):",
+        "for path in ():",
+        ("test_transforms", "without_a_parameter"),
+    ),
+    Mutation(
+        "a constraint acts on stacked layers as on one",
+        "transforms",
+        "    for axis in rule.stacked_axes:\n        allowed =",
+        "    for axis in ():\n        allowed =",
+        ("test_transforms", "stacked_rules"),
+    ),
+    Mutation(
+        "L1 has a gradient at zero",
+        "regularizers",
+        "return x * jnp.sign(x)",
+        "return jnp.abs(x)",
+        ("test_regularizers", "gradient_at_zero"),
+    ),
+    Mutation(
+        "L2 has the half of other libraries",
+        "regularizers",
+        "return self.l2 * jnp.sum(",
+        "return 0.5 * self.l2 * jnp.sum(",
+        ("test_regularizers", "test_values"),
+    ),
+    Mutation(
+        "a norm of zero has no finite slope",
+        "constraints",
+        "jnp.sqrt(jnp.where(positive, squared, 1))",
+        "jnp.sqrt(squared)",
+        ("test_constraints", "zero_stays"),
+    ),
+    Mutation(
+        "MaxNorm scales up, too",
+        "constraints",
+        "lambda norm: jnp.minimum(norm, self.max_value)",
+        "lambda norm: self.max_value * jnp.ones_like(norm)",
+        ("test_constraints", "small_norms or test_values"),
+    ),
+    Mutation(
+        "fans that know no strides",
+        "initializers",
+        "-(-k // s) for k, s in zip(",
+        "k for k, _ in zip(",
+        ("test_initializers", "test_fans"),
+    ),
+    Mutation(
+        "a bilinear kernel whose filters all read the first channel",
+        "initializers",
+        "np.tile(np.eye(filters_per_group), self.groups)",
+        "np.ones((filters_per_group, c_in))",
+        ("test_initializers", "bilinear_with_groups or bilinear_is"),
+    ),
+]
+
+
+# ------------------------------------------------------------------ trying them
+
+
+def copy_checkout(target: Path) -> None:
+    """What git knows of, and what it would."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout.split("\0")  # fmt: skip
+    for name in filter(None, listed):
+        if (ROOT / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, target / name)
+
+
+@contextmanager
+def mutated(checkout: Path, mutation: Mutation) -> Iterator[None]:
+    path = checkout / mutation.path
+    text = path.read_text()
+    path.write_text(mutation.applied(text))
+    try:
+        yield
+    finally:
+        path.write_text(text)
+
+
+def run_tests(checkout: Path, command: Sequence[str]) -> tuple[int, str]:
+    """Pytest's exit status in a copy of the checkout, and what it said."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(checkout / "src"),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "UPCONV_REQUIRE_PARITY": "",
+    }
+    options = ["-x", "-q", "--numprocesses=0", "-p", "no:cacheprovider", "--no-header"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, *command],
+        cwd=checkout, env=environment, capture_output=True, text=True, timeout=TIMEOUT, check=False,
+    )  # fmt: skip
+    return done.returncode, done.stdout + done.stderr
+
+
+def verdict(status: int) -> str:
+    """What became of a mutation, by pytest's exit status or the signal that ended it."""
+    if status == 1:
+        return "caught"
+    if status < 0:
+        return "caught: the process was ended"
+    return {0: "SURVIVED", 5: "NO SUCH TEST"}.get(status, f"NOT TRIED: pytest exited with {status}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("words", nargs="*", help="only mutations whose name holds one of these")
+    parser.add_argument("--jobs", type=int, default=min(os.cpu_count() or 1, 4))
+    parser.add_argument(
+        "--trust", action="store_true", help="take it that the tests pass without mutations"
+    )
+    arguments = parser.parse_args()
+    chosen = [
+        m for m in MUTATIONS if not arguments.words or any(w in m.name for w in arguments.words)
+    ]
+    for mutation in chosen:
+        mutation.applied((ROOT / mutation.path).read_text())
+
+    with tempfile.TemporaryDirectory() as scratch:
+        free: Queue[Path] = Queue()
+        for i in range(arguments.jobs):
+            copy_checkout(Path(scratch, str(i)))
+            free.put(Path(scratch, str(i)))
+
+        def attempt(mutation: Mutation | None, command: Sequence[str]) -> tuple[str, float, str]:
+            checkout, start = free.get(), time.monotonic()
+            try:
+                if mutation is None:
+                    status, said = run_tests(checkout, command)
+                else:
+                    with mutated(checkout, mutation):
+                        status, said = run_tests(checkout, command)
+            finally:
+                free.put(checkout)
+            return verdict(status), time.monotonic() - start, said
+
+        with ThreadPoolExecutor(arguments.jobs) as pool:
+            commands = list(dict.fromkeys(tuple(m.command) for m in chosen))
+            commands = [] if arguments.trust else commands
+            plain = pool.map(lambda command: attempt(None, command), commands)
+            for command, (result, seconds, said) in zip(commands, plain, strict=True):
+                print(f"{seconds:5.0f} s  unmutated  {' '.join(command)}", flush=True)
+                if result != "SURVIVED":
+                    print(f"these tests do not pass as they are ({result}):\n{said}")
+                    return 1
+            results = pool.map(lambda mutation: attempt(mutation, mutation.command), chosen)
+            wrong = []
+            for mutation, (result, seconds, said) in zip(chosen, results, strict=True):
+                print(f"{seconds:5.0f} s  {result}  {mutation.name}", flush=True)
+                if not result.startswith("caught"):
+                    wrong.append(f"{mutation.name}: {result}\n{said}")
+    print(*wrong, sep="\n")
+    print(f"{len(chosen) - len(wrong)} of {len(chosen)} mutations are caught")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,159 @@
+"""Layers exchanged with the genuine `torch.nn.ConvTranspose1d`, `2d` and `3d`."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from exchange import assert_close, assert_same_bits, draw_layer, integers, normal, run
+from upconv import interop, linen
+
+pytestmark = pytest.mark.parity
+
+RANKS = (1, 2, 1, 2, 3)
+
+
+def draw_torch(torch: ModuleType, rng: np.random.Generator, rank: int) -> tuple[Any, np.ndarray]:
+    """A layer with any arguments, and an input for it."""
+    groups = int(rng.choice([1, 2, 3]))
+    strides, dilation = integers(rng, 1, 4, rank), integers(rng, 1, 3, rank)
+    limits = map(max, strides, dilation)
+    layer = getattr(torch.nn, f"ConvTranspose{rank}d")(
+        6,
+        2 * groups,
+        integers(rng, 2, 5, rank),
+        strides,
+        integers(rng, 0, 3, rank),
+        tuple(int(rng.integers(limit)) for limit in limits),
+        groups,
+        bool(rng.random() < 0.7),
+        dilation,
+    )
+    return layer, normal(rng, 2, 6, *integers(rng, 4, 7, rank))
+
+
+def run_torch(torch: ModuleType, layer: Any, x: np.ndarray, ct: Any) -> tuple[Any, Any, Any]:
+    """Outputs, and gradients in parameters and input."""
+    inputs = torch.tensor(x, requires_grad=True)
+    y = layer(inputs)
+    if callable(ct):
+        ct = ct(y.shape)
+    y.backward(torch.tensor(ct))
+    slopes = {name: p.grad for name, p in layer.named_parameters()}
+    return y.detach().numpy(), slopes, inputs.grad.numpy()
+
+
+@pytest.mark.parametrize("case", range(15))
+def test_both_ways(case: int, torch: ModuleType, rng: np.random.Generator, measured: Any) -> None:
+    """Values and gradients; the weights that go back are those that came, bit by bit."""
+    theirs, x = draw_torch(torch, rng, RANKS[case % 5])
+    module, variables = interop.from_torch(theirs)
+    ct = normal(rng, *module.compute_output_shape(x.shape))
+    y, slopes, dx = run_torch(torch, theirs, x, ct)
+    got, got_slopes, got_dx = run(module, variables, x, ct)
+    _, back = interop.to_torch(module, {"params": got_slopes})
+    assert back.keys() == slopes.keys()
+    for a, b in [(got, y), (got_dx, dx), *((back[n], slopes[n]) for n in slopes)]:
+        measured("interop, PyTorch", assert_close(a, b))
+
+    config, weights = interop.to_torch(module, variables)
+    state = theirs.state_dict()
+    assert weights.keys() == state.keys()
+    for name, value in state.items():
+        assert_same_bits(weights[name], value)
+    rebuilt = type(theirs)(**config)
+    rebuilt.load_state_dict(weights)
+    assert repr(rebuilt) == repr(theirs)
+    again = interop.from_torch(config, weights)
+    assert again[0] == module
+    jax.tree.map(assert_same_bits, again[1], variables)
+
+
+def test_our_layers(torch: ModuleType, rng: np.random.Generator, measured: Any) -> None:
+    """What crops as PyTorch can is the same there; the rest is refused."""
+    converted = 0
+    for case in range(20):
+        rank = case % 2 + 1
+        groups = 1 + case % 4 // 2
+        fixed = {"data_format": "channels_first", "groups": groups}
+        module, variables, x = draw_layer(rng, rank, **fixed)
+        try:
+            config, weights = interop.to_torch(module, variables)
+        except ValueError as refusal:
+            if "padding=" not in str(refusal):
+                raise
+            continue
+        theirs = getattr(torch.nn, f"ConvTranspose{rank}d")(**config)
+        theirs.load_state_dict(weights)
+        y = theirs(torch.tensor(x)).detach()
+        measured("interop, to PyTorch", assert_close(y, module.apply(variables, x)))
+        converted += 1
+    assert 6 <= converted < 20
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_short_floats_keep_their_bits(dtype: str, torch: ModuleType) -> None:
+    theirs = torch.nn.ConvTranspose1d(3, 4, 5, dtype=getattr(torch, dtype))
+    module, variables = interop.from_torch(theirs)
+    assert module.param_dtype == jnp.dtype(dtype)
+    config, weights = interop.to_torch(module, variables)
+    assert config["dtype"] == getattr(torch, dtype)
+    for name, value in theirs.state_dict().items():
+        assert weights[name].dtype == value.dtype
+        assert torch.equal(weights[name].view(torch.int16), value.view(torch.int16))
+
+
+def test_frozen_layers(torch: ModuleType) -> None:
+    theirs = torch.nn.ConvTranspose1d(3, 4, 5).requires_grad_(False)
+    module, variables = interop.from_torch(theirs)
+    assert list(variables) == ["non_trainable"]
+    with pytest.raises(ValueError, match="trainable=False is not in PyTorch"):
+        interop.to_torch(module, variables)
+    _, weights = interop.to_torch(module, variables, drop=("trainable",))
+    assert torch.equal(weights["weight"], theirs.weight)
+    theirs.bias.requires_grad_(True)
+    with pytest.raises(ValueError, match="trainable is one of weight and bias together"):
+        interop.from_torch(theirs)
+
+
+def test_weights_are_copies(torch: ModuleType) -> None:
+    """Training one layer leaves the other alone."""
+    theirs = torch.nn.ConvTranspose1d(3, 4, 5)
+    module, variables = interop.from_torch(theirs)
+    before = np.array(variables["params"]["kernel"])
+    _, weights = interop.to_torch(module, variables)
+    with torch.no_grad():
+        theirs.weight.zero_()
+        weights["weight"].zero_()
+    np.testing.assert_array_equal(variables["params"]["kernel"], before)
+
+
+def test_what_is_not_a_plain_layer(torch: ModuleType) -> None:
+    normed = torch.nn.utils.parametrizations.weight_norm(torch.nn.ConvTranspose1d(3, 4, 5))
+    pruned = torch.nn.ConvTranspose1d(3, 4, 5)
+    pruned.register_parameter("weight_orig", torch.nn.Parameter(pruned.weight.detach()))
+
+    class Doubled(torch.nn.ConvTranspose1d):
+        def forward(self, inputs: Any) -> Any:
+            return 2 * super().forward(inputs)
+
+    for layer in (torch.nn.Conv1d(3, 4, 5), Doubled(3, 4, 5), normed, "ConvTranspose1d"):
+        with pytest.raises((TypeError, ValueError), match=r"layer must be|weights has"):
+            interop.from_torch(layer)
+    with pytest.raises(ValueError, match=r"weights has \['weight_orig'\]"):
+        interop.from_torch(pruned)
+
+
+def test_the_way_through_two_libraries(torch: ModuleType, rng: np.random.Generator) -> None:
+    """PyTorch to Flax's nnx by way of ours, with the channels moved by hand."""
+    theirs = torch.nn.ConvTranspose2d(6, 4, (4, 3), (2, 1), (1, 1))
+    module, variables = interop.from_torch(theirs)
+    config, weights = interop.to_flax(module, variables, drop=("data_format",))
+    x = normal(rng, 2, 6, 5, 3)
+    y = linen.nn.ConvTranspose(**config).apply(weights, np.moveaxis(x, 1, -1))
+    assert_close(np.moveaxis(y, -1, 1), theirs(torch.tensor(x)).detach())

@@ -1,0 +1,202 @@
+"""The pages: made from what they tell of, and everything public is described in full."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import inspect
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import griffe
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from griffe import DocstringSectionKind
+from PIL import Image
+
+import api
+import checkerboard
+import sizes
+import upconv
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.glob("*.md"))
+
+
+# ------------------------------------------------------------------ docstrings
+
+OBJECTS = {
+    f"{module_name}.{name}": thing
+    for module_name, module in api.modules()
+    for name, thing in api.objects(module).items()
+}
+
+# What can be called with anything of the types that it declares.
+RAISES_NOTHING = {
+    "upconv.activations.Exponential",
+    "upconv.activations.TanhShrink",
+    "upconv.constraints.NonNeg",
+    "upconv.rules.path_string",
+}
+# Types of variables: they mark, and have nothing of their own to describe.
+MARKERS = {"upconv.nnx.Loss", "upconv.nnx.NonTrainable"}
+
+
+def arguments(name: str) -> set[str]:
+    return {p.name for p in api.parameters(OBJECTS[name])}
+
+
+def described_by(name: str) -> str:
+    """Itself, or that of its module to whose description its own refers for its arguments."""
+    thing = OBJECTS[name]
+    module = name.rpartition(".")[0]
+    if not api.described_arguments(thing) and thing.docstring is not None:
+        for mentioned in re.findall(r"`(\w+)`", thing.docstring.value.partition("\n\n")[0]):
+            other = f"{module}.{mentioned}"
+            if other != name and other in OBJECTS and arguments(other) == arguments(name):
+                return other
+    return name
+
+
+def test_everything_exported_is_described() -> None:
+    """Functions and classes, that is, be they exported a second time at the top."""
+    assert {path.stem for path in (ROOT / "src" / "upconv").glob("*.py")} > set(api.INTERNAL)
+    shown = {name.split(".")[-1] for name in OBJECTS}
+    for name, _ in api.modules():
+        module = importlib.import_module(name)
+        exported = ((n, getattr(module, n)) for n in module.__all__)
+        found = {n for n, thing in exported if inspect.isclass(thing) or inspect.isfunction(thing)}
+        assert found <= shown, name
+
+
+@pytest.mark.parametrize("name", sorted(OBJECTS.keys() - MARKERS))
+def test_a_docstring_has_the_sections_that_apply(name: str) -> None:
+    thing = OBJECTS[described_by(name)]
+    sections = api.sections(thing)
+    # linen's modules take a name, which Flax adds to their fields.
+    assert api.described_arguments(thing) - {"name"} == arguments(name)
+    if isinstance(thing, griffe.Function):
+        assert DocstringSectionKind.returns in sections
+    raises = DocstringSectionKind.raises in sections
+    assert raises == (name not in RAISES_NOTHING), "Raises, or an entry in RAISES_NOTHING"
+    assert api.examples(OBJECTS[name]) or api.examples(thing)
+
+
+@pytest.mark.parametrize("name", sorted(MARKERS))
+def test_a_marker_says_what_it_marks(name: str) -> None:
+    assert OBJECTS[name].docstring is not None
+
+
+def test_exceptions_are_of_the_types_that_are_raised() -> None:
+    """A list of exceptions names their types alone, so that it can be read by the eye."""
+    for name, thing in OBJECTS.items():
+        for raised in api.sections(thing).get(DocstringSectionKind.raises, []):
+            for entry in raised:
+                assert str(entry.annotation) in ("TypeError", "ValueError"), name
+
+
+# ------------------------------------------------------------------ pages
+
+
+def test_the_page_of_the_api_is_that_of_the_docstrings() -> None:
+    assert (DOCS / "api.md").read_text() == api.page(), "out of date: run `make docs`"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_what_a_page_links_to_exists(path: Path) -> None:
+    text = path.read_text()
+    anchors = set(re.findall(r'<a id="([^"]+)">', text)) | set(map(heading, headings(text)))
+    links = re.findall(r"\]\(([^)\s]+)\)", text)
+    assert links
+    for link in links:
+        target, _, anchor = link.partition("#")
+        if target.startswith("https:"):
+            continue
+        assert (path.parent / target).exists(), link
+        assert target or anchor in anchors, link
+
+
+def headings(text: str) -> list[str]:
+    return re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+
+
+def heading(text: str) -> str:
+    """The anchor that a heading gets."""
+    return re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-")
+
+
+def test_the_examples_of_how_it_works_are_right() -> None:
+    text = (DOCS / "how-it-works.md").read_text()
+    blocks = re.findall(r"^```python\n(>>> .*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    assert blocks
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    runner = doctest.DocTestRunner(optionflags=flags)
+    test = doctest.DocTestParser().get_doctest("\n".join(blocks), {}, "how-it-works.md", None, 0)
+    assert test.examples
+    output: list[str] = []
+    runner.run(test, out=output.append)
+    assert not runner.failures, "".join(output)
+
+
+def test_pictures_are_small() -> None:
+    pictures = [path for path in (DOCS / "images").iterdir() if path.is_file()]
+    assert len(pictures) > 5
+    assert all(path.stat().st_size < 100_000 for path in pictures)
+
+
+# ------------------------------------------------------------------ checkerboards
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("column", "steps"), [(1, 0), (2, checkerboard.Config.steps)])
+def test_the_table_of_checkerboards_is_what_is_measured(column: int, steps: int) -> None:
+    text = (DOCS / "how-it-works.md").read_text()
+    (head,) = re.findall(r"^\| energy at period 2 .*$", text, flags=re.MULTILINE)
+    assert (f"after {steps} steps" if steps else "at initialization") in head.split("|")[column + 1]
+    found = checkerboard.measure(checkerboard.Config(), steps)
+    for label, (_, energy) in found.items():
+        (row,) = re.findall(rf"^\| {label} \|.*$", text, flags=re.MULTILINE)
+        stated = float(row.split("|")[column + 1].removesuffix(" % "))
+        assert 100 * energy == pytest.approx(stated, rel=0.05 if steps == 0 else 0.25)
+    assert found["4x4, icnr"][1] < 0.2 * min(found["5x5"][1], found["4x4"][1])
+
+
+@pytest.mark.slow
+def test_the_picture_of_checkerboards_has_a_panel_for_everything(tmp_path: Path) -> None:
+    path, said = tmp_path / "new" / "picture.png", []
+    checkerboard.main(checkerboard.Config(steps=1, features=2, picture=path), said.append)
+    assert len(said) == 2 * (len(checkerboard.KINDS) + 1) + 1
+    with Image.open(path) as made, Image.open(DOCS / "images" / "checkerboard.png") as shown:
+        assert made.size == shown.size
+        assert np.asarray(made).std() > 30
+
+
+# ------------------------------------------------------------------ drawings
+
+
+@pytest.mark.parametrize("name", sizes.DRAWINGS)
+def test_a_drawing_is_that_of_the_geometry(name: str) -> None:
+    text = (DOCS / "images" / f"sizes_{name}.svg").read_text()
+    assert text == sizes.svg(sizes.DRAWINGS[name]), "out of date: run `make docs`"
+    assert ElementTree.fromstring(text).tag == "{http://www.w3.org/2000/svg}svg"
+
+
+@pytest.mark.parametrize("name", sizes.DRAWINGS)
+def test_the_numbers_in_a_drawing_are_those_of_the_layer(name: str) -> None:
+    """What a kernel of ones makes of ones counts the products."""
+    drawing = sizes.DRAWINGS[name]
+    x, kernel = jnp.ones((drawing.n, 1)), jnp.ones((drawing.k, 1, 1))
+    for options, geometry in zip(drawing.options, drawing.geometries(), strict=True):
+        y = upconv.conv_transpose(x, kernel, **options)
+        np.testing.assert_array_equal(y[:, 0], sizes.products(geometry))
+        assert upconv.output_shape(x.shape, 1, (drawing.k,), **options) == y.shape
+
+
+def test_every_drawing_is_shown() -> None:
+    text = (DOCS / "how-it-works.md").read_text()
+    for path in (DOCS / "images").glob("sizes_*.svg"):
+        assert f"images/{path.name}" in text
+        assert path.stem.removeprefix("sizes_") in sizes.DRAWINGS

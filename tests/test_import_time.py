@@ -1,0 +1,75 @@
+"""What an import loads beside what was asked for, and how long it takes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+SOURCE = Path(__file__).parents[1] / "src"
+# All that can be used in a program: the bench loads what it compares with.
+PARTS = sorted(path.stem for path in (SOURCE / "upconv").glob("[a-z]*.py") if path.stem != "bench")
+# What upconv is compared with, and converts from and to.
+PEERS = {"torch", "tensorflow", "tf_keras", "keras", "equinox", "haiku", "onnx"}
+
+SCRIPT = """
+import json, sys, time
+{first}
+before, start = set(sys.modules), time.process_time()
+{then}
+print(json.dumps([list(before), list(sys.modules), time.process_time() - start]))
+"""
+
+
+class Import(NamedTuple):
+    """Names of modules before and after it, and the processor time that it took, in seconds."""
+
+    before: set[str]
+    after: set[str]
+    seconds: float
+
+
+def run(then: str, *, first: str = "") -> Import:
+    """An import in a fresh interpreter, where nothing is measured or traced."""
+    environment = {"PYTHONPATH": str(SOURCE), "PATH": "", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", SCRIPT.format(first=first, then=then)],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    before, after, seconds = json.loads(done.stdout)
+    return Import(set(before), set(after), seconds)
+
+
+def packages(modules: set[str]) -> set[str]:
+    return {name.split(".")[0] for name in modules}
+
+
+def test_the_functions_need_jax_alone() -> None:
+    found = packages(run("import upconv").after)
+    assert "jax" in found
+    assert not found & {"flax", "optax", *PEERS}
+
+
+def test_no_part_loads_a_peer() -> None:
+    modules = run("\n".join(f"import upconv.{name}" for name in PARTS)).after
+    assert {"upconv.linen", "upconv.nnx", "upconv.transforms"} <= modules
+    assert not packages(modules) & PEERS
+
+
+def test_nnx_does_without_linen() -> None:
+    modules = run("import upconv.nnx").after
+    assert {"flax.nnx", "upconv.nnx"} <= modules
+    assert "upconv.linen" not in modules
+
+
+def test_linen_adds_little_to_jax_and_flax() -> None:
+    """No nnx, no optax, and no fifth of a second: the least of four runs, for a busy machine."""
+    runs = [run("import upconv, upconv.linen", first="import jax, flax.linen") for _ in range(4)]
+    before, after, _ = runs[0]
+    assert {"flax.linen", "upconv.linen"} <= after
+    assert not {name for name in after if name.startswith(("flax.nnx", "upconv.nnx"))}
+    assert packages(after - before) - sys.stdlib_module_names <= {"upconv", "jax"}
+    assert min(found.seconds for found in runs) < 0.2

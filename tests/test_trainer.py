@@ -1,0 +1,432 @@
+"""The trainer: what it keeps, what it goes on from, when it stops, and what it refuses."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import checkpoint
+import config as configs
+import task
+import toy
+import train
+from upconv import constraints
+from upconv.rules import Rule
+
+pytestmark = pytest.mark.slow
+
+CONFIG = """\
+task = "toy"
+[train]
+steps = 24
+batch_size = 8
+log_every = 5
+evaluate_every = 10
+checkpoint_every = 6
+"""
+
+
+@pytest.fixture(autouse=True)
+def toy_is_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(configs, "TASKS", (*configs.TASKS, "toy"))
+    monkeypatch.setitem(sys.modules, "toy", toy)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("configs") / "toy.toml"
+    path.write_text(CONFIG)
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nothing interrupted."""
+    run = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(configs, "TASKS", ("toy",))
+        patch.setitem(sys.modules, "toy", toy)
+        assert train.main([str(path), "--run", str(run)]) == 0
+    return run
+
+
+def lines(run: Path) -> list[dict[str, float]]:
+    """The metrics, less the time that they took."""
+    parsed = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in parsed]
+
+
+def saved(run: Path, **config: Any) -> Any:
+    """The state in the newest checkpoint, as numpy arrays."""
+    init = toy.build(toy.Config("toy", **config)).init
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    like = jax.eval_shape(jax.jit(init, out_shardings=here), jax.random.key(0))
+    saved = checkpoint.Checkpoints(run, read_only=True)
+    return jax.tree.map(np.asarray, saved.restore(like))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def assert_same_run(run: Path, whole: Path) -> None:
+    """Bit by bit, but for the time."""
+    assert lines(run) == lines(whole)
+    jax.tree.map(np.testing.assert_array_equal, saved(run), saved(whole))
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (run, whole)]
+    for summary in summaries:
+        del summary["seconds"], summary["config"]
+    assert summaries[0] == summaries[1]
+    pictures = sorted(p.name for p in (whole / "pictures").iterdir())
+    assert sorted(p.name for p in (run / "pictures").iterdir()) == pictures
+    for name in pictures:
+        assert (run / "pictures" / name).read_bytes() == (whole / "pictures" / name).read_bytes()
+
+
+def test_a_run_leaves_what_it_promises(whole: Path) -> None:
+    assert [line["step"] for line in lines(whole)] == [5, 10, 15, 20, 24]
+    assert ["error" in line for line in lines(whole)] == [False, True, False, True, True]
+    assert lines(whole)[-1]["loss"] < 0.65 * lines(whole)[0]["loss"]
+    names = {p.name for p in (whole / "pictures").iterdir()}
+    assert names == {f"kernel-{step:06d}.png" for step in (10, 20, 24)}
+    with Image.open(whole / "kernel.png") as image:
+        assert image.size == (3, 3)
+    assert {p.name for p in (whole / "checkpoints").iterdir()} == {"18", "24"}
+    summary = json.loads((whole / "summary.json").read_text())
+    assert {k: v for k, v in summary.items() if k in lines(whole)[-1]} == lines(whole)[-1]
+    assert summary["zero_error"] > summary["error"]
+    (check,) = summary["constraints"]
+    assert check["satisfied"]
+    assert " 0 of" not in check["detail"]
+
+
+def test_the_means_are_of_the_steps_since_the_line_before(path: Path, tmp_path: Path) -> None:
+    assert train.main([str(path), "--run", str(tmp_path), "--train.log-every", "1"]) == 0
+    losses = [line["loss"] for line in lines(tmp_path)]
+    again = tmp_path / "again"
+    assert train.main([str(path), "--run", str(again), "--train.log-every", "9"]) == 0
+    steps = [0, 9, 10, 18, 20, 24]
+    for line, first, last in zip(lines(again), steps, steps[1:], strict=False):
+        assert line["step"] == last
+        assert line["loss"] == pytest.approx(np.mean(losses[first:last]), rel=1e-12)
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, number: int, *, at: int) -> None:
+    """Send a signal while the batch of a step is drawn."""
+    draw = train.draw
+
+    def interrupted(config: Any, task: Any, mesh: Any, step: int) -> Any:
+        if step == at:
+            signal.raise_signal(number)
+        return draw(config, task, mesh, step)
+
+    monkeypatch.setattr(train, "draw", interrupted)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_saves_and_resuming_changes_no_bit(
+    name: str, path: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    number = signal.Signals[name]
+    handler = signal.getsignal(number)
+    with monkeypatch.context() as patch:
+        interrupt(patch, number, at=15)
+        assert train.main([str(path), "--run", str(tmp_path)]) == 128 + number
+    assert signal.getsignal(number) is handler
+    assert f"{name}: stopped and saved after step 14" in capsys.readouterr().out
+    assert not (tmp_path / "summary.json").exists()
+    assert train.main([str(path), "--run", str(tmp_path), "--resume"]) == 0
+    assert "going on after step 14" in capsys.readouterr().out
+    assert_same_run(tmp_path, whole)
+
+
+def test_a_second_signal_does_what_it_always_did(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = train.draw
+
+    def impatient(*args: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        return draw(*args)
+
+    monkeypatch.setattr(train, "draw", impatient)
+    with pytest.raises(KeyboardInterrupt):
+        train.main([str(path), "--run", str(tmp_path)])
+
+
+def start(path: Path, run: Path, *options: str, kill: str = "") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "error", toy.__file__, str(path), "--run", str(run), *options]
+    return subprocess.run(
+        command,
+        env={**os.environ, "KILL": kill, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )  # fmt: skip
+
+
+def test_killed_between_and_during_checkpoints_it_goes_on_to_the_same_bits(
+    path: Path, whole: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    # Between: two lines after the checkpoint of step 6 come again. During: that of step 12 is lost.
+    for kill, options in (("batch:12", []), ("save:12", ["--resume"])):
+        done = start(path, run, *options, kill=kill)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        complete = {p.name for p in (run / "checkpoints").iterdir() if p.name.isdecimal()}
+        assert complete == {"6"}
+        assert lines(run)[-1]["step"] == 10
+    assert {p.name for p in (run / "checkpoints").iterdir()} > {"6"}  # what was left half-written
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 11, "lo')  # killed while a line was written
+    done = start(path, run, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert "going on after step 6" in done.stdout
+    assert_same_run(run, whole)
+
+
+def test_resuming_what_is_finished_repeats_the_summary(
+    path: Path, whole: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(whole, tmp_path / "run")
+    (run / "summary.json").unlink()
+    assert train.main([str(path), "--run", str(run), "--resume"]) == 0
+    assert_same_run(run, whole)
+
+
+def test_more_steps_may_be_taken_on_resuming(path: Path, whole: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(whole, tmp_path / "run")
+    options = ["--run", str(run), "--resume", "--train.steps"]
+    assert train.main([str(path), *options, "30"]) == 0
+    assert lines(run)[:5] == lines(whole)
+    assert [line["step"] for line in lines(run)] == [5, 10, 15, 20, 24, 25, 30]
+    assert train.main([str(path), *options, "20"]) == 2
+
+
+def test_saving_in_the_background_sees_the_state_of_its_step(tmp_path: Path) -> None:
+    """Later steps are given the state's buffers; none may be written over before it is saved."""
+    big = jax.numpy.arange(2.0**20)
+    with_one = jax.jit(lambda x: x + 1, donate_argnums=0)
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    for step in range(3):
+        expected = np.array(big)
+        checkpoints.save(step, {"x": big}, {})
+        for _ in range(5):
+            big = with_one(big)
+        restored = checkpoints.restore({"x": jax.ShapeDtypeStruct(big.shape, big.dtype)})
+        np.testing.assert_array_equal(restored["x"], expected)
+    checkpoints.close()
+
+
+def test_a_loss_that_is_no_number_stops_and_leaves_the_last_good_checkpoint(
+    path: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    draw = train.draw
+
+    def spoilt(config: Any, task: Any, mesh: Any, step: int) -> Any:
+        return draw(config, task, mesh, step) * (np.nan if step == 15 else 1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "draw", spoilt)
+        assert train.main([str(path), "--run", str(tmp_path)]) == 1
+    message = capsys.readouterr().err.strip()
+    assert message == "train.py: loss became nan at step 15; lower the learning rate"
+    assert not (tmp_path / "summary.json").exists()
+    assert train.main([str(path), "--run", str(tmp_path), "--resume"]) == 0
+    assert "going on after step 12" in capsys.readouterr().out
+    assert_same_run(tmp_path, whole)
+
+
+def test_a_state_that_is_not_finite_is_never_saved(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw = train.draw
+
+    def spoilt(config: Any, task: Any, mesh: Any, step: int) -> Any:
+        # The loss is finite, the square of its gradient is not: Adam keeps it.
+        return draw(config, task, mesh, step) * (1e15 if step == 12 else 1)
+
+    monkeypatch.setattr(train, "draw", spoilt)
+    assert train.main([str(path), "--run", str(tmp_path)]) == 1
+    assert "not finite after step 12" in capsys.readouterr().err
+    assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {"6"}
+
+
+def refuses(argv: list[str], run: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that a run which changes nothing says."""
+    before = contents(run) if run.exists() else None
+    capsys.readouterr()
+    assert train.main(argv) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert (contents(run) if run.exists() else None) == before
+    return err
+
+
+def test_a_folder_with_checkpoints_is_not_overwritten_unless_told(
+    path: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(whole, tmp_path / "run")
+    argv = [str(path), "--run", str(run)]
+    message = refuses(argv, run, capsys)
+    assert str(run) in message
+    assert "--resume" in message
+    assert "--overwrite" in message
+    refuses([*argv, "--resume", "--overwrite"], run, capsys)
+    assert train.main([*argv, "--overwrite", "--train.steps", "3"]) == 0
+    assert [line["step"] for line in lines(run)] == [3]
+    assert {p.name for p in (run / "pictures").iterdir()} == {"kernel-000003.png"}
+
+
+def test_resuming_from_nothing_is_refused(
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for run in (tmp_path / "none", tmp_path):
+        message = refuses([str(path), "--run", str(run), "--resume"], run, capsys)
+        assert str(run) in message
+        (tmp_path / "checkpoints").mkdir(exist_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--train.seed", "3"], "train.seed is 0 there and 3 here"),
+        (["--model.filters", "3"], "model.filters is 2 there and 3 here"),
+        (["--train.steps", "20"], "train.steps"),
+    ],
+    ids=["seed", "model", "steps"],
+)
+def test_another_config_is_refused(
+    options: list[str], told: str, path: Path, whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = refuses([str(path), "--run", str(whole), "--resume", *options], whole, capsys)
+    assert told in message
+
+
+def test_another_task_is_refused(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = Path(__file__).parents[1] / "configs" / "digits_autoencoder.toml"
+    message = refuses([str(other), "--run", str(whole), "--resume"], whole, capsys)
+    assert "task is 'toy' there and 'autoencoder' here" in message
+
+
+def test_a_state_of_other_shape_is_refused(whole: Path) -> None:
+    """As when the code of a model has changed under the same config."""
+    with pytest.raises(checkpoint.CheckpointError, match=str(whole)):
+        saved(whole, model=toy.Model(filters=3))
+
+
+def about_files(run: Path) -> Iterator[Path]:
+    yield from (p for p in (run / "checkpoints/24/about").iterdir() if "format" in p.read_text())
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ({"format": checkpoint.FORMAT + 1}, "newer"),
+        ({"format": "1"}, "not a checkpoint of this trainer"),
+        ([], "not a checkpoint of this trainer"),
+    ],
+    ids=["newer", "string", "list"],
+)
+def test_another_format_is_refused(
+    written: Any, told: str, path: Path, whole: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    run = shutil.copytree(whole, tmp_path / "run")
+    (file,) = about_files(run)
+    file.write_text(json.dumps(written))
+    message = refuses([str(path), "--run", str(run), "--resume"], run, capsys)
+    assert told in message
+    assert str(run) in message
+
+
+# What orbax leaves when it gives up is collected at some later time.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_truncated_checkpoint_is_refused(
+    path: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whichever of its files is cut off; a file that is not needed may be."""
+    needed = set()
+    for name in contents(whole / "checkpoints" / "24"):
+        run = shutil.copytree(whole, tmp_path / "run")
+        file = run / "checkpoints" / "24" / name
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+        argv = [str(path), "--run", str(run), "--resume"]
+        before = contents(run)
+        status = train.main(argv)
+        message = capsys.readouterr().err
+        if status:
+            assert (status, message.count("\n")) == (2, 1), (name, message)
+            assert contents(run) == before
+            needed.add(name)
+        else:
+            assert_same_run(run, whole)
+        shutil.rmtree(run)
+    gc.collect()
+    assert any("ocdbt" in name for name in needed)
+    assert any(name.startswith("about") for name in needed)
+
+
+def test_a_batch_that_the_devices_cannot_share_is_refused(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(jax, "device_count", lambda: 3)
+    message = refuses([str(path), "--run", str(tmp_path / "run")], tmp_path, capsys)
+    assert "train.batch_size: must be divisible by the number of devices, 3, got 8" in message
+    assert str(path) in message
+
+
+def test_a_loss_that_differs_between_devices_is_refused_when_traced(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(task, "mean", jax.numpy.mean)
+    with pytest.raises(ValueError, match="devices"):
+        train.main([str(path), "--run", str(tmp_path)])
+
+
+def test_tensorboard_has_the_metrics(path: Path, tmp_path: Path, whole: Path) -> None:
+    pytest.importorskip("tensorboardX")
+    argv = [str(path), "--run", str(tmp_path), "--train.tensorboard"]
+    assert train.main(argv) == 0
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    assert all(name.encode() in events.read_bytes() for name in lines(whole)[-1] if name != "step")
+
+
+def test_tensorboard_that_is_not_installed_is_named(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    argv = [str(path), "--run", str(tmp_path / "run"), "--train.tensorboard"]
+    message = refuses(argv, tmp_path, capsys)
+    assert "train.tensorboard: needs the extra `tensorboard`" in message
+
+
+def test_a_violated_constraint_is_reported() -> None:
+    kernel = np.full((2, 2, 3, 4), 1.0, np.float32)  # every filter of norm 4
+    state = toy.State({"up": {"kernel": kernel}}, None)
+    made = toy.build(toy.Config("toy"))
+    made.rules = {"up/kernel": Rule(constraint=constraints.MaxNorm(3.9, axis=(0, 1, 3)))}
+    (check,) = task.constraint_report(made, state)
+    assert not check["satisfied"]
+    made.rules = {"up/kernel": Rule(constraint=constraints.MaxNorm(4.1, axis=(0, 1, 3)))}
+    (check,) = task.constraint_report(made, state)
+    assert check["satisfied"]
+    assert "0 of 3" in check["detail"]
