@@ -4,8 +4,11 @@
 #   make test      the tests and the examples in the docstrings; with UPCONV_REQUIRE_PARITY=1 also those that compare
 #                  with the genuine TensorFlow, Keras and PyTorch layers
 #   make parity    those alone
+#   make fuzz      the properties of tests/test_properties.py on FUZZ random cases each, drawn from SEED
+#   make mutations whether the tests catch what is broken on purpose
 #   make lint      ruff and mypy
-#   make coverage  the tests again, with the lines that none of them reaches
+#   make coverage  the tests, and the lines that none of them reaches
+#   make docs      docs/api.md, from the docstrings, and the drawings of docs/how-it-works.md
 #   make bench     python -m upconv.bench
 #   make clean     remove the environment and the caches
 
@@ -17,6 +20,8 @@ CONFIG ?= configs/digits_autoencoder.toml
 # Overrides for the trainer, such as `make demo DEMO="--train.steps 30"`.
 DEMO ?=
 PYTEST ?= --numprocesses=auto --maxprocesses=4
+FUZZ ?= 1000
+SEED ?= $(shell date +%s)
 BENCH ?= --json benchmarks/cpu.json --chart docs/images/speed.svg
 
 BIN := $(VENV)/bin
@@ -27,7 +32,7 @@ else
 TEST_STAMPS := $(VENV)/.installed-examples,test
 endif
 
-.PHONY: help demo test parity lint coverage bench clean
+.PHONY: help demo test parity fuzz mutations lint coverage docs bench clean
 .DEFAULT_GOAL := help
 # A stamp whose recipe failed must not be taken for an installation.
 .DELETE_ON_ERROR:
@@ -38,7 +43,7 @@ help:
 	@sed -n 's/^#   //p' Makefile
 
 demo: $(VENV)/.installed-examples
-	$(BIN)/python examples/train.py $(CONFIG) $(DEMO)
+	$(BIN)/python examples/train.py $(CONFIG) --run runs/demo --overwrite $(DEMO)
 
 test: $(TEST_STAMPS)
 	$(BIN)/python -m pytest $(PYTEST)
@@ -46,14 +51,24 @@ test: $(TEST_STAMPS)
 parity: $(VENV)/.installed-examples,test $(VENV)/.installed-parity
 	UPCONV_REQUIRE_PARITY=1 $(BIN)/python -m pytest -m parity $(PYTEST)
 
+fuzz: $(TEST_STAMPS)
+	UPCONV_FUZZ=$(FUZZ) UPCONV_FUZZ_SEED=$(SEED) $(BIN)/python -m pytest $(PYTEST) tests/test_properties.py
+
+mutations: $(TEST_STAMPS)
+	$(BIN)/python tests/mutations.py
+
 lint: $(VENV)/.installed-dev $(VENV)/.installed-examples
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 
 coverage: $(TEST_STAMPS)
-	$(BIN)/python -m coverage run -m pytest
-	$(BIN)/python -m coverage report
+	$(BIN)/python -m pytest $(PYTEST) --cov
+
+docs: $(VENV)/.installed-examples,test
+	$(BIN)/python docs/api.py
+	$(BIN)/python docs/sizes.py
+	$(BIN)/python examples/checkerboard.py
 
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m upconv.bench $(BENCH)
