@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 # Orbax warns of what read_only means.
@@ -40,7 +43,8 @@ class Checkpoints:
         if read_only and not self.folder.is_dir():
             raise CheckpointError(f"{run}: no checkpoint there")
         options = ocp.CheckpointManagerOptions(max_to_keep=2, read_only=read_only)
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        handlers = {"about": ocp.JsonCheckpointHandler(), "state": ocp.StandardCheckpointHandler()}
+        self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
         if read_only and self.step is None:
             raise CheckpointError(f"{run}: no checkpoint there")
 
@@ -87,6 +91,14 @@ class Checkpoints:
           CheckpointError: if it cannot be read, or does not match.
         """
         like = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        # Beforehand: were it to find out while it reads, orbax would leave other reads behind.
+        theirs, ours = self._arrays(), arrays(like)
+        for name in sorted(theirs.keys() | ours.keys()):
+            if theirs.get(name) != ours.get(name):
+                raise CheckpointError(
+                    f"{self._newest}: of another model: {name} is {theirs.get(name, 'not')} there "
+                    f"and {ours.get(name, 'not')} here"
+                )
         return self._restore(state=ocp.args.StandardRestore(like))["state"]
 
     def close(self) -> None:
@@ -97,9 +109,33 @@ class Checkpoints:
     def _newest(self) -> Path:
         return self.folder / str(self.step)
 
+    def _arrays(self) -> dict[str, str]:
+        """As `arrays`, of the newest state."""
+        self._manager.wait_until_finished()
+        with self._explained():
+            return arrays(self._manager.item_metadata(self.step)["state"].tree)
+
     def _restore(self, **items: Any) -> Any:
-        try:
+        with self._explained():
             return self._manager.restore(self.step, args=ocp.args.Composite(**items))
-        except Exception as error:  # orbax, tensorstore and json raise many kinds
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Makes CheckpointErrors of what orbax, tensorstore and json raise: many kinds."""
+        try:
+            yield
+        except Exception as error:
             why = textwrap.shorten(str(error), 200) or type(error).__name__
             raise CheckpointError(f"{self._newest}: cannot be restored: {why}") from error
+
+
+def arrays(tree: Any) -> dict[str, str]:
+    """Dtype and shape of every array by its path.
+
+    >>> arrays({"dense": {"bias": jax.ShapeDtypeStruct((3,), "float32")}})
+    {'dense/bias': 'float32[3]'}
+    """
+    return {
+        name: f"{np.dtype(leaf.dtype)}[{','.join(map(str, leaf.shape))}]"
+        for name, leaf in ocp.tree.to_flat_dict(tree, sep="/").items()
+    }

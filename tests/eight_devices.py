@@ -269,6 +269,16 @@ def automatic_sharding() -> None:
 
 
 @check
+def what_is_split_automatically_is_a_plain_convolution() -> None:
+    """Those alone can XLA's partitioner split by images, channels and space."""
+    placed = [jax.device_put(a, NamedSharding(mesh(AxisType.Auto), P())) for a in operands()]
+    run = jax.jit(step(layer()))
+    split, alone = run.lower(*placed).as_text(), run.lower(*operands()).as_text()
+    assert (split.count("stablehlo.convolution"), split.count("stablehlo.dot_general")) == (3, 0)
+    assert "stablehlo.dot_general" in alone
+
+
+@check
 def explicit_sharding() -> None:
     x, w, ct = operands()
     with jax.set_mesh(mesh(AxisType.Explicit)):

@@ -269,6 +269,13 @@ MUTATIONS = [
         "vary = _vma(lhs) & _vma(rhs)",
         ("test_devices", "inside_shard_map"),
     ),
+    Mutation(
+        "what a partitioner is to split is computed as if it were on one device",
+        "bilinear",
+        'target = "default" if _is_partitioned(ctx) else platform',
+        "target = platform",
+        ("test_devices", "plain_convolution"),
+    ),
     # ---- their lowerings
     Mutation(
         "a flipped kernel",

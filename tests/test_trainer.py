@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -329,8 +330,10 @@ def test_another_task_is_refused(whole: Path, capsys: pytest.CaptureFixture[str]
 
 def test_a_state_of_other_shape_is_refused(whole: Path) -> None:
     """As when the code of a model has changed under the same config."""
-    with pytest.raises(checkpoint.CheckpointError, match=str(whole)):
+    different = r"24: of another model: \S+ is float32\[\S+\] there and float32\[\S+\] here"
+    with pytest.raises(checkpoint.CheckpointError, match=str(whole)) as refused:
         saved(whole, model=toy.Model(filters=3))
+    assert re.search(different, str(refused.value))
 
 
 def about_files(run: Path) -> Iterator[Path]:
