@@ -17,11 +17,11 @@ import numpy as np
 from jax.typing import DTypeLike
 from skimage.restoration import denoise_nl_means, denoise_tv_chambolle
 
-import config as configs
 import photos
 import restoration
 from config import require
 from restoration import Pair, State
+from upconv import initializers
 from upconv.linen import Conv2DTranspose
 from upconv.rules import Constraint, Regularizer
 
@@ -41,7 +41,7 @@ class Data(restoration.Data):
 
 
 @dataclasses.dataclass(frozen=True)
-class Model(configs.Declarations):
+class Model(restoration.Model):
     """A U-Net."""
 
     features: tuple[int, ...] = (24, 48, 96)
@@ -59,9 +59,6 @@ class Config(restoration.Config):
 
     data: Data = Data()
     model: Model = Model()
-
-
-HE_NORMAL = nn.initializers.he_normal()
 
 
 class UNet(nn.Module):
@@ -90,8 +87,7 @@ class UNet(nn.Module):
         passed = []
         for filters in self.features[1:]:
             passed.append(x)
-            down = nn.Dense(filters, dtype=self.dtype, kernel_init=HE_NORMAL)
-            x = self.twice(filters, down(space_to_depth(x)))
+            x = self.twice(filters, nn.Dense(filters, dtype=self.dtype)(space_to_depth(x)))
         for level, filters in reversed(list(enumerate(self.features[:-1], start=1))):
             x = Conv2DTranspose(
                 filters,
@@ -114,7 +110,11 @@ class UNet(nn.Module):
         """Two convolutions: at stride 1, transposed ones are that too, and their gradients fast."""
         for _ in range(2):
             layer = Conv2DTranspose(
-                filters, 3, padding="same", kernel_initializer=HE_NORMAL, dtype=self.dtype
+                filters,
+                3,
+                padding="same",
+                kernel_initializer=initializers.he_normal(),
+                dtype=self.dtype,
             )
             x = nn.relu(layer(x))
         return x

@@ -174,11 +174,31 @@ def crops(
         image = images[i][view]
         scale = image.shape[0] // images[i][0].shape[0]
         top, left, length = scale * top, scale * left, scale * size
-        window = image[top : top + length, left : left + length]
-        return np.rot90(window if turn < 4 else window[:, ::-1], turn)
+        return turned(image[top : top + length, left : left + length], turn)
 
     drawn = list(zip(which, tops, lefts, turns, strict=True))
     return [np.stack([crop(view, *d) for d in drawn]) for view in range(len(images[0]))]
+
+
+def turned(image: np.ndarray, turn: int) -> np.ndarray:
+    """An image in one of the eight orientations that a square allows, 0 being its own.
+
+    >>> image = np.arange(6).reshape(2, 3, 1)
+    >>> turned(image, 1)[..., 0].tolist(), turned(image, 4)[..., 0].tolist()
+    ([[2, 5], [1, 4], [0, 3]], [[2, 1, 0], [5, 4, 3]])
+    """
+    return np.rot90(image if turn < 4 else image[:, ::-1], turn)
+
+
+def turned_back(image: np.ndarray, turn: int) -> np.ndarray:
+    """What `turned` had made of the result.
+
+    >>> image = np.arange(6).reshape(2, 3, 1)
+    >>> all(np.array_equal(turned_back(turned(image, i), i), image) for i in range(8))
+    True
+    """
+    back = np.rot90(image, -turn)
+    return back if turn < 4 else back[:, ::-1]
 
 
 def tiled(

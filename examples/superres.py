@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-import config as configs
 import photos
 import restoration
 from config import require
@@ -41,7 +40,7 @@ class Data(restoration.Data):
 
 
 @dataclasses.dataclass(frozen=True)
-class Model(configs.Declarations):
+class Model(restoration.Model):
     """FSRCNN."""
 
     features: int = 56

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -167,6 +168,32 @@ def test_large_images_are_restored_in_tiles_without_seams(name: str) -> None:
     inner = slice(task.scale * margin, -task.scale * margin)
     restored = task.restore(state, image)
     np.testing.assert_allclose(restored, whole[inner, inner], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_self_ensemble_is_the_mean_over_all_orientations(name: str) -> None:
+    config = photo_runs.load(name)
+    better = dataclasses.replace(config.model, self_ensemble=not config.model.self_ensemble)
+    tasks: Any = [build(dataclasses.replace(config, model=m)) for m in (config.model, better)]
+    single, ensemble = sorted(tasks, key=lambda task: task.config.model.self_ensemble)
+    state: Any = single.init(jax.random.key(0))
+    state = state._replace(params=lively(single.model, single.example)["params"])
+    channels = single.example.shape[-1]
+    image = RNG.random((20, 13, channels)).astype(np.float32)
+    ways: list[Any] = [
+        lambda i, turn=turn, mirror=mirror: np.rot90(i[::mirror], turn)
+        for turn in range(4)
+        for mirror in (1, -1)
+    ]
+    backs: list[Any] = [
+        lambda i, turn=turn, mirror=mirror: np.rot90(i, 4 - turn)[::mirror]
+        for turn in range(4)
+        for mirror in (1, -1)
+    ]
+    views = [b(single.restore(state, w(image))) for w, b in zip(ways, backs, strict=True)]
+    restored = ensemble.restore(state, image)
+    np.testing.assert_allclose(restored, sum(views) / 8, rtol=1e-5, atol=1e-5)
+    assert not np.allclose(restored, views[0], atol=1e-3)
 
 
 @pytest.mark.parametrize("name", TASKS)
