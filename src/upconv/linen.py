@@ -202,7 +202,8 @@ class Conv2DTranspose(_ConvTranspose):
         functions there than in Keras.)
       use_bias: whether to add a bias.
       kernel_initializer: `(key, shape, dtype) -> array`; `None` is TensorFlow's default, glorot
-        uniform.
+        uniform. Those of `upconv.initializers` know that the kernel's last axis is what goes in;
+        `jax.nn.initializers` that scale by fans take it for what comes out, unless they are told.
       bias_initializer: the same for the bias, zeros by default; `None` is glorot uniform here too.
       kernel_regularizer: a function from the kernel to a penalty.
       bias_regularizer: a function from the bias to a penalty.
