@@ -1,12 +1,11 @@
 """Ours beside a peer's: values and gradients of many calls, compiled as one program.
 
-Compiling is what such a comparison costs. One program for twenty calls takes half of what twenty
-programs do, and XLA's quick options another half; before jaxlib 0.12, an eighth.
+Compiling is what such a comparison costs: one program for twenty calls takes half of what twenty
+programs do.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,24 +15,6 @@ import numpy as np
 
 # Float32 leaves errors of 1e-7 of the largest element; a product lost or misplaced leaves 1e-1.
 TOLERANCE = 1e-5
-
-QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-
-
-@functools.cache
-def quick() -> dict[str, Any]:
-    """The options for compiling quickly that the installed XLA knows."""
-
-    def known(name: str) -> bool:
-        try:
-            jax.jit(lambda x: x).lower(0.0).compile({name: QUICK[name]})
-        except jax.errors.JaxRuntimeError as e:
-            assert "No such compile option" in str(e)  # noqa: PT017
-            return False
-        return True
-
-    return {name: value for name, value in QUICK.items() if known(name)}
-
 
 Function = Callable[..., jax.Array]
 
@@ -70,7 +51,7 @@ def with_gradients(
             for alike, *given in zip(functions, args, cts, strict=True)
         ]
 
-    return jax.jit(run, compiler_options=quick())(args, cts)
+    return jax.jit(run)(args, cts)
 
 
 def compare(calls: Iterable[Call], seed: int = 0, tolerance: float = TOLERANCE) -> float:

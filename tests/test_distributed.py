@@ -86,7 +86,7 @@ def in_processes(
         processes.append(
             subprocess.Popen(
                 [sys.executable, toy.__file__, str(path), "--run", str(run), *options],
-                env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", **hosts, **own},
+                env={**os.environ, "JAX_PLATFORMS": "cpu", **hosts, **own},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,

@@ -7,7 +7,7 @@ The same few cases in every run of the tests; `make fuzz` draws more, and others
 A case that shows a bug is printed so that it can be put into the table of `cases.py`, where every
 lowering is held to it from then on.
 
-Compiling is what a case costs, so each is one program, compiled by XLA's quick options.
+Compiling is what a case costs, so each is one program.
 """
 
 from __future__ import annotations
@@ -43,7 +43,6 @@ from checks import (
     second_orders,
     with_gradients,
 )
-from side_by_side import quick
 from upconv import geometry
 from upconv import lowering as ways
 
@@ -181,7 +180,7 @@ def run(function: Function, *args: Any, lowering: str = "") -> Any:
     }
     wide = any(np.asarray(a).dtype.itemsize == 8 for a in args)
     with mock.patch.multiple(ways, **limits), jax.enable_x64(wide):
-        return jax.jit(function, compiler_options=quick())(*args)
+        return jax.jit(function)(*args)
 
 
 def named(lowering: str) -> str:

@@ -174,7 +174,7 @@ def start(path: Path, run: Path, *options: str, kill: str = "") -> subprocess.Co
     command = [sys.executable, "-W", "error", toy.__file__, str(path), "--run", str(run), *options]
     return subprocess.run(
         command,
-        env={**os.environ, "KILL": kill, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+        env={**os.environ, "KILL": kill, "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
         timeout=600,

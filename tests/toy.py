@@ -14,6 +14,7 @@ import dataclasses
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -117,8 +118,11 @@ def kill_when_told() -> None:
         return draw(config, task, mesh, step)
 
     def after_save(self: Any, step: int, state: Any, about: Any) -> None:
+        before = set(self.folder.iterdir())
         save(self, step, state, about)
         if moment == "save" and step == int(number):
+            while set(self.folder.iterdir()) == before:  # it is written in the background
+                time.sleep(1e-4)
             os.kill(os.getpid(), signal.SIGKILL)
         self._manager.wait_until_finished()  # steps are so quick that none would be complete
 
