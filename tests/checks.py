@@ -31,8 +31,11 @@ AS_IF_LARGE = {
     "SMALL_PRODUCT": 0,
     "PIECE": 64,
     "IMAGES": 4,
-    "ONE_CORE": True,
-    "WORTH_STRETCHING": 1,
+    "SLOW_ALONE": True,
+    "WORTH_STRETCHING": 2,
+    "LONG_SUM": 1,
+    "FEW_FILTERS": 0,
+    "MANY_ROWS": 2,
 }
 
 Function = Callable[..., Any]

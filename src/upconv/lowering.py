@@ -91,8 +91,9 @@ def _convolve(
     )
 
 
-ONE_CORE = jaxlib.version.__version_info__ < (0, 12)
-WORTH_STRETCHING = 16  # channels, of the input
+# Channels of the image, and products in a sum, from which stretching pays.
+WORTH_STRETCHING = 16
+LONG_SUM = 4096
 
 
 def _takes_one_core(
@@ -107,9 +108,10 @@ def _takes_one_core(
 ) -> bool:
     """Whether XLA:CPU gives a convolution to a kernel that leaves cores idle.
 
-    YNNPACK's did before jaxlib 0.12, mostly.  It is taken where the output is not larger than the
-    input.  Stretched, 0.4 of the time on 32x64x64x64, 4x4 at stride 2, and 0.6 on 2x64x64x128, 3x3
-    at stride 1; more than 1 for one image and for a few channels.
+    YNNPACK's does, mostly, and it is taken where the output is not larger than the input.
+    Stretched, C takes 0.4 of the time on 1x256x256x21, 32x32 at stride 16; 0.4 (jaxlib 0.12: 1.0)
+    on 2x128x128x64, 2x2 at stride 2; 0.8 (0.4) on 32x8x8x256, 4x4 at stride 2.  It takes 1.3
+    (1.1) on 1x256x256x64, 4x4, and 1.7 (1.4) on 3 channels.
     """
     if not all(isinstance(n, int) for n in lhs.shape):
         return False
@@ -118,15 +120,15 @@ def _takes_one_core(
         for (lo, hi), d, k in zip(padding, rhs_dilation, rhs.shape, strict=False)
     )
     plain = feature_group_count == 1 and tuple(lhs_dilation) == (1, 1)
-    worth = lhs.shape[0] > 1 and lhs.shape[-1] >= WORTH_STRETCHING
-    return ONE_CORE and plain and smaller and worth
+    long = lhs.shape[0] > 1 or math.prod(rhs.shape[:-1]) >= LONG_SUM
+    return plain and smaller and long and lhs.shape[-1] >= WORTH_STRETCHING
 
 
 def _swapped(w: jax.Array, g: Geometry) -> jax.Array:
     """A kernel ``(*k, co, groups * ci)`` as T convolves by it: ``(*k, ci, groups * co)``."""
-    w = jnp.moveaxis(_split_groups(w, g), -1, -3)
-    w = jnp.swapaxes(w, -1, -2)
-    return w.reshape(*w.shape[:-2], w.shape[-2] * w.shape[-1])
+    r = g.rank
+    w = _split_groups(w, g).transpose(*range(r), r + 2, r + 1, r)
+    return _merge_last(w)
 
 
 def _input_dilation(x: jax.Array, w: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
@@ -203,7 +205,7 @@ def _flat_filter(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> jax.
     strip, met = _strip(g, rows)
     strips = met.shape[0]
     ends = [(0, 0, 0), (0, rows * strips - g.input_size[0], 0), *[(0, 0, 0)] * g.rank]
-    x = lax.pad(x, jnp.zeros((), x.dtype), ends)
+    x = _pad(x, ends)
     x = x.reshape(x.shape[0] * strips, rows, *x.shape[2:])
     if pieces > 1:
         return _sum_of_pieces(pieces, x, y, strip, met, num)
@@ -214,12 +216,17 @@ def _flat_filter(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> jax.
 def _cut(images: int, size: int, g: Geometry) -> tuple[int, int]:
     """Rows of ``x`` in a strip, and in how many pieces ``y`` of so many bytes is taken."""
     n = g.input_size[0]
+    taps = _phase_taps(g)[0]
+    # Of rows that two strips meet there are to be fewer than of others, or else no more.
+    allowed = (2 * taps, taps) if SLOW_ALONE else (2 * taps,)
+    enough = [r for r in allowed if r < n and images * -(-n // r) >= IMAGES // 2]
+    least = enough[0] if enough else n
     pieces = -(-size // PIECE) if size >= 4 * PIECE else 1
-    # Of rows that two strips meet there are to be fewer than of others.
-    rows = max(-(-n * images // (IMAGES * pieces)), 2 * _phase_taps(g)[0])
+    pieces = min(pieces, max(images * -(-n // least) // (IMAGES // 2), 1))
+    rows = max(-(-n * images // (IMAGES * pieces)), least)
+    if 2 * images > IMAGES * pieces:
+        rows = n
     strips = -(-n // rows)
-    if strips * images < IMAGES // 2 or 2 * images > IMAGES * pieces:
-        rows, strips = n, 1
     return rows, next((p for p in range(pieces, 1, -1) if images * strips % p == 0), 1)
 
 
@@ -240,18 +247,19 @@ def _sum_of_pieces(
     pieces: int, x: jax.Array, y: jax.Array, strip: Geometry, met: np.ndarray, num: Numerics
 ) -> jax.Array:
     """G of strips ``x``, a piece of them after another, each taking what it meets of ``y``."""
-    met = np.where(met < 0, y.shape[1], met)  # not counted from the end
     images = np.arange(y.shape[0])[:, None, None]
-    place = jnp.stack(jnp.broadcast_arrays(images, met), -1).reshape(x.shape[0], -1, 2)
+    place = np.stack(np.broadcast_arrays(images, met), -1).reshape(pieces, -1, met.shape[-1], 2)
+    x = x.reshape(pieces, -1, *x.shape[1:])
+    rest = y.shape[2:]
+    rows = lax.GatherDimensionNumbers((2, *range(3, y.ndim)), (0, 1), (0, 1))
     wide = num._replace(dtype=_accumulator(num.dtype))
 
-    def add(w: jax.Array, piece: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+    def add(w: jax.Array, piece: Any) -> tuple[jax.Array, None]:
         x, place = piece
-        part = y.at[place[..., 0], place[..., 1]].get(mode="fill", fill_value=0)
+        part = lax.gather(y, place, rows, (1, 1, *rest), mode="fill", fill_value=0)
         return w + _flat_filter_at_once(x, part, strip, wide), None
 
     zero = jnp.zeros((*strip.kernel_size, y.shape[-1], x.shape[-1]), wide.dtype)
-    x, place = (a.reshape(pieces, -1, *a.shape[1:]) for a in (x, place))
     w, _ = lax.scan(add, zero, (x, place))
     return w.astype(num.dtype)
 
@@ -275,6 +283,11 @@ def _flat_filter_at_once(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics)
 # Images from which on nothing is won by more of them in one sum.
 IMAGES = 16
 
+# Whether one image alone is slow enough to be cut where half of what strips meet is met twice, as
+# since jaxlib 0.12: 0.2 of the time on 16x16x21 to 21 channels, 32x32 at stride 16; 0.8 before,
+# for twice the memory.
+SLOW_ALONE = jaxlib.version.__version_info__ >= (0, 12)
+
 # Bytes of ``y`` in a piece; less than four pieces are one.
 PIECE = 4 << 20
 
@@ -283,7 +296,7 @@ def _take_rows(y: jax.Array, row: np.ndarray) -> jax.Array:
     """``(N, rows, ...)`` to ``(N, *row.shape, ...)``; zeros for rows outside of the image."""
     lo, hi = max(0, -row.min()), max(0, row.max() + 1 - y.shape[1])
     rest = y.shape[2:]
-    y = lax.pad(y, jnp.zeros((), y.dtype), [(0, 0, 0), (lo, hi, 0), *[(0, 0, 0)] * len(rest)])
+    y = _pad(y, [(0, 0, 0), (lo, hi, 0), *[(0, 0, 0)] * len(rest)])
     y = lax.gather(
         y,
         (row + lo).reshape(-1, 1),
@@ -368,7 +381,7 @@ def _phases_to_channels(w: jax.Array, g: Geometry) -> jax.Array:
         (0, q * s - k, d - 1)
         for q, s, k, d in zip(taps, g.strides, g.span, g.dilation_rate, strict=True)
     ]
-    w = lax.pad(w, jnp.zeros((), w.dtype), [*fill, (0, 0, 0), (0, 0, 0)])
+    w = _pad(w, [*fill, (0, 0, 0), (0, 0, 0)])
     split = itertools.chain.from_iterable(zip(taps, g.strides, strict=True))
     w = w.reshape(*split, ci, g.groups, out // g.groups)
     w = lax.rev(w, range(0, 2 * r, 2))
@@ -391,7 +404,7 @@ def _crop(y: jax.Array, starts: Sequence[Size], g: Geometry) -> jax.Array:
         (-lo, lo + out - m, 0)
         for lo, out, m in zip(starts, g.output_size, y.shape[1:], strict=False)
     ]
-    return lax.pad(y, jnp.zeros((), y.dtype), [(0, 0, 0), *window, (0, 0, 0)])
+    return _pad(y, [(0, 0, 0), *window, (0, 0, 0)])
 
 
 # ------------------------------------------------------------------ matrix products
@@ -400,50 +413,53 @@ def _crop(y: jax.Array, starts: Sequence[Size], g: Geometry) -> jax.Array:
 def _matmul(x: jax.Array, w: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
     """T as one matrix product, every input pixel by the whole kernel, then overlap-add."""
     r = g.rank
-    # (N, *n, g, ci) by (*k, co, g, ci) to (g, N, *n, *k, co)
-    p = _dot(
-        _split_groups(x, g),
-        _split_groups(w, g),
-        contract=((r + 2,), (r + 2,)),
-        batch=((r + 1,), (r + 1,)),
-        num=num._replace(dtype=_accumulator(num.dtype)),
-    )
-    return _overlap_add(_merge_last(jnp.moveaxis(p, 0, -2)), g).astype(num.dtype)
+    # (N, *n, ci) by (*k, co, ci) to (N, *n, *k, co)
+    wide = num._replace(dtype=_accumulator(num.dtype))
+    p = _product(x, w, (r + 1,), (r + 1,), g, wide)
+    return _overlap_add(p, g).astype(num.dtype)
 
 
 def _matmul_strided(y: jax.Array, w: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
     """C as one matrix product of windows and kernel."""
     r = g.rank
-    # (N, *n, *k, g, co) by (*k, co, g, ci) to (g, N, *n, ci)
-    x = _dot(
-        _split_groups(_windows(y, g), g),
-        _split_groups(w, g),
-        contract=((*range(r + 1, 2 * r + 1), 2 * r + 2), tuple(range(r + 1))),
-        batch=((2 * r + 1,), (r + 1,)),
-        num=num,
-    )
-    return _merge_last(jnp.moveaxis(x, 0, -2))
+    # (N, *n, *k, co) by (*k, co, ci) to (N, *n, ci)
+    return _product(_windows(y, g), w, range(r + 1, 2 * r + 2), range(r + 1), g, num)
 
 
 def _matmul_kernel_grad(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
     """G as one matrix product of windows and inputs."""
-    r = g.rank
-    pixels = tuple(range(r + 1))
-    # (N, *n, *k, g, co) by (N, *n, g, ci) to (g, *k, co, ci)
-    w = _dot(
-        _split_groups(_windows(y, g), g),
-        _split_groups(x, g),
-        contract=(pixels, pixels),
-        batch=((2 * r + 1,), (r + 1,)),
-        num=num,
-    )
-    return _merge_last(jnp.moveaxis(w, 0, -2))
+    pixels = range(g.rank + 1)
+    # (N, *n, *k, co) by (N, *n, ci) to (*k, co, ci)
+    return _product(_windows(y, g), x, pixels, pixels, g, num)
 
 
-def _dot(a: jax.Array, b: jax.Array, contract: Any, batch: Any, num: Numerics) -> jax.Array:
-    return lax.dot_general(
-        a, b, (contract, batch), precision=num.precision, preferred_element_type=num.dtype
-    )
+def _product(
+    a: jax.Array,
+    b: jax.Array,
+    a_sum: Sequence[int],
+    b_sum: Sequence[int],
+    g: Geometry,
+    num: Numerics,
+) -> jax.Array:
+    """What is left of ``a``, then of ``b``, after a sum over axes of both; each group by itself.
+
+    The last axes hold the groups.
+    """
+
+    def dot(a: jax.Array, b: jax.Array, axes: Any, batch: Any) -> jax.Array:
+        return lax.dot_general(
+            a, b, (axes, batch), precision=num.precision, preferred_element_type=num.dtype
+        )
+
+    if g.groups == 1:  # XLA:CPU transposes operands for an axis of groups, be it one
+        return dot(a, b, (a_sum, b_sum), ((), ()))
+    axes = [
+        [axis + (axis == operand.ndim - 1) for axis in summed]
+        for operand, summed in ((a, a_sum), (b, b_sum))
+    ]
+    batch = ((a.ndim - 1,), (b.ndim - 1,))
+    p = dot(_split_groups(a, g), _split_groups(b, g), axes, batch)
+    return _merge_last(jnp.moveaxis(p, 0, -2))
 
 
 def _windows(y: jax.Array, g: Geometry) -> jax.Array:
@@ -452,7 +468,7 @@ def _windows(y: jax.Array, g: Geometry) -> jax.Array:
         axis, size = 1 + a, (n + q - 1) * s
         ends = [(0, 0, 0)] * y.ndim
         ends[axis] = (g.crop[a], size - g.crop[a] - y.shape[axis], 0)
-        y = lax.pad(y, jnp.zeros((), y.dtype), ends)
+        y = _pad(y, ends)
         y = y.reshape(*y.shape[:axis], n + q - 1, s, *y.shape[axis + 1 :])
         y = jnp.concatenate([lax.slice_in_dim(y, i, i + n, axis=axis) for i in range(q)], axis + 1)
         y = lax.slice_in_dim(y, 0, g.span[a], g.dilation_rate[a], axis=axis + 1)
@@ -463,19 +479,19 @@ def _windows(y: jax.Array, g: Geometry) -> jax.Array:
 def _overlap_add(p: jax.Array, g: Geometry) -> jax.Array:
     """The transpose of `_windows`: ``(N, *n, *k, C)`` to ``(N, *output, C)``."""
     r, taps = g.rank, _phase_taps(g)
-    zero = jnp.zeros((), p.dtype)
     fill = [
         (0, q * s - k, d - 1)
         for q, s, k, d in zip(taps, g.strides, g.span, g.dilation_rate, strict=True)
     ]
-    p = lax.pad(p, zero, [*[(0, 0, 0)] * (r + 1), *fill, (0, 0, 0)])
+    p = _pad(p, [*[(0, 0, 0)] * (r + 1), *fill, (0, 0, 0)])
     parts = []
     for shift in itertools.product(*map(range, taps)):
-        part = p
-        for a, (i, s) in enumerate(zip(shift, g.strides, strict=True)):
-            part = lax.slice_in_dim(part, i * s, (i + 1) * s, axis=1 + r + a)
+        starts = [i * s for i, s in zip(shift, g.strides, strict=True)]
+        stops = map(operator.add, starts, g.strides)
+        whole = (0,) * (r + 1), p.shape[: r + 1]
+        part = lax.slice(p, (*whole[0], *starts, 0), (*whole[1], *stops, p.shape[-1]))
         ends = [(i, q - 1 - i, 0) for i, q in zip(shift, taps, strict=True)]
-        parts.append(lax.pad(part, zero, [(0, 0, 0), *ends, *[(0, 0, 0)] * (r + 1)]))
+        parts.append(_pad(part, [(0, 0, 0), *ends, *[(0, 0, 0)] * (r + 1)]))
     return _interleave(functools.reduce(operator.add, parts), g.crop, g)
 
 
@@ -570,6 +586,13 @@ def _merge_last(a: jax.Array) -> jax.Array:
     return a.reshape(*a.shape[:-2], a.shape[-2] * a.shape[-1])
 
 
+def _pad(a: jax.Array, ends: Sequence[tuple[Size, Size, int]]) -> jax.Array:
+    """With zeros, as by `lax.pad`, where there are any to put or take."""
+    if all(isinstance(n, int) and n == 0 for n in itertools.chain.from_iterable(ends)):
+        return a
+    return lax.pad(a, jnp.zeros((), a.dtype), ends)
+
+
 def _accumulator(dtype: Any) -> Any:
     """Sums of products of 16 bits are kept in 32."""
     narrow = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
@@ -621,6 +644,12 @@ LOWERINGS = ("auto", *NAMED)
 # More convolutions than these take long to compile.
 MANY_PHASES = 9
 
+# Filters so few that a convolution to them leaves most of a vector idle.
+FEW_FILTERS = 4
+
+# Rows of a kernel from which it pays to gather them as channels.
+MANY_ROWS = 8
+
 # Products up to this size stay in the cache between the product and its overlap-add.  From
 # 32 MiB on a buffer is fresh memory at every call, and touching its pages costs more than
 # computing it.
@@ -638,7 +667,8 @@ def ways(g: Geometry, batch: Size, filters: int, dtype: Any, target: str) -> Way
       target: as `Numerics` has it.  Anything but ``"cpu"`` gets plain convolutions, which XLA's
         partitioner splits by batch, channels and space, and which GPU and TPU have kernels for.
 
-    Ratios are of times on two cores of an AMD EPYC (Zen 5), jaxlib 0.10.2, float32.
+    Ratios are of times on two cores of an AMD EPYC (Zen 5) or an Intel Xeon with AVX-512, jaxlib
+    0.10.2, float32.
     """
     if target != "cpu" or not all(isinstance(n, int) for n in (batch, *g.output_size)):
         return CONVOLUTIONS
@@ -650,23 +680,40 @@ def ways(g: Geometry, batch: Size, filters: int, dtype: Any, target: str) -> Way
         # Nor has it a fast convolution of three dimensions: T takes 0.45 of the subpixel way, C
         # 0.35 and G a tenth of the convolutions on 12x12x12x64 to 32, 3x3x3 at stride 2.
         return PLANES
+    if set(g.kernel_size) == set(g.strides) == {1}:
+        return PRODUCTS  # of pixels by channels, as they are
+    return Ways(
+        _way_of_transpose(g, batch, filters, dtype),
+        _way_of_strided(g, filters),
+        "flat_filter",
+    )
+
+
+def _way_of_transpose(g: Geometry, batch: int, filters: int, dtype: Any) -> str:
     if all(k <= s for k, s in zip(g.span, g.strides, strict=True)):
-        # Nothing overlaps: each map is one matrix product of rearranged pixels.  1.5 to 2 times
-        # on 2x64x64x128 to 64, 2x2 at stride 2.
-        return PRODUCTS
+        # Nothing overlaps.  1.5 times on 2x64x64x128 to 64, 2x2 at stride 2.
+        return "matmul"
     if all(s == 1 for s in g.strides):
-        return Ways("input_dilation", "strided", "flat_filter")
+        # 6 times on 8x64x64x64 to 3, 3x3; 0.75 with 64 filters.
+        return "matmul" if filters <= FEW_FILTERS else "input_dilation"
     product = batch * math.prod((*g.input_size, *g.kernel_size, filters)) * dtype.itemsize
     if dtype == jnp.float64 or max(g.dilation_rate) > 1 or product <= SMALL_PRODUCT:
         # 12 times for float64; 2.4 times at dilation 2; 2 times on 32x4x4x512 to 256 channels
         # and on 96x96x56 to 1, where the other ways compute what the crop then removes.
-        return Ways("matmul", "strided", "flat_filter")
+        return "matmul"
     whole = all(k % s == 0 for k, s in zip(g.kernel_size, g.strides, strict=True))
     if not whole and math.prod(g.strides) <= MANY_PHASES:
-        # Merging phases fills up the kernel to a multiple of the stride: 0.7 of the time on
-        # 2x64x64x128 to 64 channels, 3x3 at stride 2; 0.85 on 32x16x16x128 to 64, 5x5.
-        return Ways("phases", "strided", "flat_filter")
-    return Ways("subpixel", "strided", "flat_filter")
+        # Merging phases fills up the kernel to a multiple of the stride: 0.75 of the time on
+        # 2x64x64x128 to 64 channels, 3x3 at stride 2; 0.9 on 32x16x16x128 to 64, 5x5.
+        return "phases"
+    return "subpixel"
+
+
+def _way_of_strided(g: Geometry, filters: int) -> str:
+    # Gathering the rows takes half the time on 96x96x56 to 1, 9x9 at stride 3, and 1.8 on
+    # 32x32x32 to 1, 5x5 at stride 2.
+    many = g.rank == 2 and g.kernel_size[0] >= MANY_ROWS
+    return "planes" if many and filters < WORTH_STRETCHING else "strided"
 
 
 # ------------------------------------------------------------------ the maps
