@@ -690,13 +690,14 @@ def _way_of_transpose(g: Geometry, batch: int, filters: int, dtype: Any) -> str:
     if all(k <= s for k, s in zip(g.span, g.strides, strict=True)):
         # Nothing overlaps.  1.5 times on 2x64x64x128 to 64, 2x2 at stride 2.
         return "matmul"
-    product = batch * math.prod((*g.input_size, *g.kernel_size, filters)) * dtype.itemsize
     if g.rank == 3:
-        # 0.5 of the subpixel way on 12x12x12x64 to 32, 3x3x3 at stride 2; planes take 0.6.
-        return "matmul" if product <= SMALL_PRODUCT else "planes"
+        # 0.5 of the subpixel way on 12x12x12x64 to 32, 3x3x3 at stride 2.  A product takes 0.9 of
+        # that, but five times the memory, and longer to compile.
+        return "planes"
     if all(s == 1 for s in g.strides):
         # 6 times on 8x64x64x64 to 3, 3x3; 0.75 with 64 filters.
         return "matmul" if filters <= FEW_FILTERS else "input_dilation"
+    product = batch * math.prod((*g.input_size, *g.kernel_size, filters)) * dtype.itemsize
     if dtype == jnp.float64 or max(g.dilation_rate) > 1 or product <= SMALL_PRODUCT:
         # 12 times for float64; 2.4 times at dilation 2; 2 times on 32x4x4x512 to 256 channels
         # and on 96x96x56 to 1, where the other ways compute what the crop then removes.
