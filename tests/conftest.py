@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import zlib
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 import pytest
 
-# Compiling is what most tests spend their time on, and without LLVM's optimizations it takes a
-# third of it. What is set already stays: `XLA_FLAGS= make test` compiles as users do.
+# Compiling is what tests spend their time on: without LLVM's optimizations all of them take
+# half. What is set already stays: `XLA_FLAGS= make test` compiles as users do.
 QUICK = "--xla_backend_optimization_level=0"
 if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 12):
     QUICK += " --xla_cpu_use_fusion_emitters=false"
@@ -21,3 +22,17 @@ os.environ.setdefault("XLA_FLAGS", QUICK)
 def rng(request: pytest.FixtureRequest) -> np.random.Generator:
     """Random numbers of the test's own: the same in every run, whatever runs beside it."""
     return np.random.default_rng(zlib.crc32(request.node.name.encode()))
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """What `measured` recorded in tests/parity; here, since xdist's controller reads this file."""
+    errors: dict[str, list[float]] = {}
+    for report in (
+        *terminalreporter.stats.get("passed", ()),
+        *terminalreporter.stats.get("failed", ()),
+    ):
+        for heading, error in report.user_properties:
+            if report.when == "call" and heading.startswith("parity: "):
+                errors.setdefault(heading, []).append(error)
+    for heading, values in sorted(errors.items()):
+        terminalreporter.write_line(f"{heading}: {len(values)} cases, max error {max(values):.1e}")

@@ -69,19 +69,6 @@ def measured(request: pytest.FixtureRequest) -> Callable[[str, Any], float]:
     return record
 
 
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    errors: dict[str, list[float]] = {}
-    for report in (
-        *terminalreporter.stats.get("passed", ()),
-        *terminalreporter.stats.get("failed", ()),
-    ):
-        for heading, error in report.user_properties:
-            if report.when == "call" and heading.startswith("parity: "):
-                errors.setdefault(heading, []).append(error)
-    for heading, values in sorted(errors.items()):
-        terminalreporter.write_line(f"{heading}: {len(values)} cases, max error {max(values):.1e}")
-
-
 def required() -> bool:
     return os.environ.get("UPCONV_REQUIRE_PARITY") == "1"
 
