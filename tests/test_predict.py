@@ -16,7 +16,7 @@ import photo_runs
 import photos
 import predict
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.no_cover]
 
 RNG = np.random.default_rng(0)
 RUNS = ("superres", "denoise")

@@ -27,7 +27,7 @@ import train
 from upconv import constraints
 from upconv.rules import Rule
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.no_cover]
 
 CONFIG = """\
 task = "toy"
@@ -166,8 +166,13 @@ def test_a_second_signal_does_what_it_always_did(
         return draw(*args)
 
     monkeypatch.setattr(train, "draw", impatient)
-    with pytest.raises(KeyboardInterrupt):
-        train.main([str(path), "--run", str(tmp_path)])
+    # A shell's background jobs ignore it, and so would the tests that one runs.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train.main([str(path), "--run", str(tmp_path)])
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def start(path: Path, run: Path, *options: str, kill: str = "") -> subprocess.CompletedProcess[str]:

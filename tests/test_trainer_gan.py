@@ -20,6 +20,8 @@ import gan
 import task
 import train
 
+pytestmark = [pytest.mark.slow, pytest.mark.no_cover]
+
 GAN = Path(__file__).parents[1] / "configs" / "digits_gan.toml"
 SMALL = [
     *("--model.features", "8", "4", "--model.latent", "8", "--data.heldout", "500"),
