@@ -110,7 +110,7 @@ class Layer:
         )
         if bias is not None:
             outputs += jnp.expand_dims(bias, range(1, -self.channel_axis))
-        return _activation(self.activation)(outputs)
+        return outputs if self.activation is None else _activation(self.activation)(outputs)
 
     def activity_loss(self, outputs: jax.Array) -> jax.Array | None:
         """The regularization of the outputs by the batch's size, if there is any."""
@@ -195,7 +195,8 @@ class Layer:
             value = getattr(self, name)
             if value is not None and not callable(value):
                 raise TypeError(f"{name} must be callable or None, got {value!r}")
-        _activation(self.activation)
+        if self.activation is not None:
+            _activation(self.activation)
         if self.dtype is not None:
             _check_floating("dtype", self.dtype)
         _check_floating("param_dtype", self.param_dtype)
@@ -232,10 +233,8 @@ _CALLABLES = (
 )
 
 
-def _activation(activation: Activation | str | None) -> Activation:
+def _activation(activation: Activation | str) -> Activation:
     """The function that an activation argument stands for."""
-    if activation is None:
-        return jax.nn.identity
     if isinstance(activation, str):
         named = getattr(jax.nn, activation, None)
         if activation.startswith("_") or not callable(named):

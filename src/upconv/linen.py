@@ -154,6 +154,10 @@ class _ConvTranspose(nn.Module):
 
             return self.variable("non_trainable", name, initial).value
 
+        if self.has_variable("params", name):
+            # Flax compares shapes, for which it would trace the initializer at every call.
+            return self.param(name, lambda key: jnp.zeros(parameter.shape, self.param_dtype))
+
         rule = parameter.rule
         declares = rule.regularizer is not None or rule.constraint is not None
 
