@@ -49,6 +49,7 @@ class Numerics(NamedTuple):
 
 
 Way = Callable[[jax.Array, jax.Array, Geometry, Numerics], jax.Array]
+Convolve = Callable[..., jax.Array]
 
 
 # ------------------------------------------------------------------ convolutions
@@ -155,9 +156,11 @@ def _input_dilation(x: jax.Array, w: jax.Array, g: Geometry, num: Numerics) -> j
     return y
 
 
-def _strided(y: jax.Array, w: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
+def _strided(
+    y: jax.Array, w: jax.Array, g: Geometry, num: Numerics, convolve: Convolve = _convolve
+) -> jax.Array:
     """C as what it is."""
-    return _convolve(
+    return convolve(
         y,
         w,
         num,
@@ -266,18 +269,28 @@ def _sum_of_pieces(
 
 def _flat_filter_at_once(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
     """`_flat_filter` as one convolution."""
-    co = y.shape[-1]
+    images_last = _move(_merge_last(y), 0, -1)
+    w = _correlate(x, lax.expand_dims(images_last, (0,)), y.shape[-1], g, num)
+    return w.reshape(*g.kernel_size, *w.shape[-2:])
+
+
+def _correlate(x: jax.Array, y: jax.Array, co: int, g: Geometry, num: Numerics) -> jax.Array:
+    """``(N, *n, ci)`` with ``(M, *output, N)``, of which the last spatial axis holds channels too,
+    to ``(M, *k, co, ci)``.
+    """
     lo, hi = g.pads[-1]
+    *strides, d = g.dilation_rate
     w = _convolve(
-        _move(y.reshape(*y.shape[:-2], y.shape[-2] * co), 0, -1)[None],
+        y,
         _move(x, 0, -2),
         num,
         padding=[*g.pads[:-1], (lo * co, hi * co)],
         stretched=x.shape[0] >= IMAGES // 2,
-        window_strides=g.dilation_rate,
+        window_strides=(*strides, 1),
         rhs_dilation=(*g.strides[:-1], g.strides[-1] * co),
     )
-    return w.reshape(*g.kernel_size, co, x.shape[-1])
+    w = w.reshape(*w.shape[:-2], g.span[-1], co, w.shape[-1])
+    return w if d == 1 else lax.slice_in_dim(w, 0, None, d, axis=-3)
 
 
 # Images from which on nothing is won by more of them in one sum.
@@ -310,7 +323,9 @@ def _take_rows(y: jax.Array, row: np.ndarray) -> jax.Array:
 # ------------------------------------------------------------------ subpixel
 
 
-def _subpixel(x: jax.Array, w: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
+def _subpixel(
+    x: jax.Array, w: jax.Array, g: Geometry, num: Numerics, convolve: Convolve = _convolve
+) -> jax.Array:
     """T as a stride-1 convolution to ``prod(strides)`` times the channels, then interleaved.
 
     Full output ``m * s + r`` takes tap ``q * s + r`` at input ``m - q``; of the ``m`` only those
@@ -319,7 +334,7 @@ def _subpixel(x: jax.Array, w: jax.Array, g: Geometry, num: Numerics) -> jax.Arr
     first = [lo // s for lo, s in zip(g.crop, g.strides, strict=True)]
     ends = map(operator.add, g.crop, g.output_size)
     last = [-(-end // s) for end, s in zip(ends, g.strides, strict=True)]
-    z = _convolve(
+    z = convolve(
         x,
         _phases_to_channels(_swapped(w, g), g),
         num,
@@ -506,79 +521,48 @@ def _overlap_add(p: jax.Array, g: Geometry) -> jax.Array:
 # ------------------------------------------------------------------ planes
 
 
-def _planes(x: jax.Array, w: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
-    """T in three dimensions as T in two, or in two as in one: each phase of depth joins the batch.
-
-    The planes of ``x`` that meet one plane of ``y`` are channels of it.
+def _convolve_planes(
+    lhs: jax.Array,
+    rhs: jax.Array,
+    num: Numerics,
+    *,
+    padding: Sequence[tuple[int, int]],
+    window_strides: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    feature_group_count: int = 1,
+) -> jax.Array:
+    """`_convolve` in one dimension less, of one group: the planes that a window meets at once,
+    be they rows of an image, are channels of one plane.
     """
-    depth, plane = _without_depth(g)
-    (k,), (s,), (d,), (lo,), (out,) = (
-        depth.kernel_size, depth.strides, depth.dilation_rate, depth.crop, depth.output_size
-    )  # fmt: skip
-    planes = -(-out // s)
-    phases = []
-    for first in range(s):  # planes first, first + s, ... of the output
-        taps = [t for t in range(k) if (first + lo - t * d) % s == 0]
-        if not taps:
-            shape = (x.shape[0], planes, *plane.output_size, w.shape[-2])
-            phases.append(jnp.zeros(shape, num.dtype))
-            continue
-        met = np.array([(first + lo - t * d) // s for t in taps])
-        part = _take_rows(x, np.arange(planes)[:, None] + met)
-        y = _subpixel(
-            _depth_to_batch(_merge_last(_move(part, 2, -2))),
-            jnp.concatenate([w[t] for t in taps], -1),
-            plane,
-            num,
-        )
-        phases.append(y.reshape(x.shape[0], planes, *y.shape[1:]))
-    y = jnp.stack(phases, 2)
-    y = y.reshape(y.shape[0], planes * s, *y.shape[3:])
-    return lax.slice_in_dim(y, 0, out, axis=1)
-
-
-def _planes_strided(y: jax.Array, w: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
-    """C as in `_planes`."""
-    depth, plane = _without_depth(g)
-    x = _strided(_depth_windows(y, depth), _depth_to_filters(w), plane, num)
-    return x.reshape(-1, *depth.input_size, *x.shape[1:])
+    s, *strides = window_strides or (1,) * (lhs.ndim - 2)
+    d, *dilation = rhs_dilation or (1,) * (lhs.ndim - 2)
+    (lo, hi), *padding = padding
+    k = rhs.shape[0]
+    n = (lhs.shape[1] + lo + hi - d * (k - 1) - 1) // s + 1
+    planes = _take_rows(lhs, np.arange(n)[:, None] * s + np.arange(k) * d - lo)
+    z = _convolve(
+        _merge_first(_merge_last(_move(planes, 2, -2))),
+        _merge(_move(rhs, 0, -3), -3),
+        num,
+        padding=padding,
+        window_strides=strides,
+        rhs_dilation=dilation,
+    )
+    return z.reshape(-1, n, *z.shape[1:])
 
 
 def _planes_kernel_grad(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
-    """G as in `_planes`."""
-    depth, plane = _without_depth(g)
-    w = _flat_filter(_depth_to_batch(x), _depth_windows(y, depth), plane, num)
-    w = w.reshape(*plane.kernel_size, *depth.kernel_size, y.shape[-1], x.shape[-1])
-    return _move(w, -3, 0)
-
-
-def _without_depth(g: Geometry) -> tuple[Geometry, Geometry]:
-    """The geometry of the first spatial axis, and of the others."""
+    """G with the planes that a tap meets as images, and those of each tap by themselves."""
+    (n, *_), (k, *_), (s, *_), (d, *_), (lo, *_) = (
+        g.input_size, g.kernel_size, g.strides, g.dilation_rate, g.crop
+    )  # fmt: skip
     axes = [f.name for f in dataclasses.fields(g) if f.name != "groups"]
-    first = {name: getattr(g, name)[:1] for name in axes}
-    rest = {name: getattr(g, name)[1:] for name in axes}
-    return dataclasses.replace(g, **first), dataclasses.replace(g, **rest)
-
-
-def _depth_to_batch(x: jax.Array) -> jax.Array:
-    return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
-
-
-def _depth_to_filters(w: jax.Array) -> jax.Array:
-    w = _move(w, 0, -3)
-    return w.reshape(*w.shape[:-3], w.shape[-3] * w.shape[-2], w.shape[-1])
-
-
-def _depth_windows(y: jax.Array, depth: Geometry) -> jax.Array:
-    """Every output plane that an input plane meets, as its channels."""
-    (n,), (k,), (s,), (d,) = (
-        depth.input_size,
-        depth.kernel_size,
-        depth.strides,
-        depth.dilation_rate,
-    )
-    y = _take_rows(y, np.arange(n)[:, None] * s + np.arange(k) * d - depth.crop[0])
-    return _merge_last(_depth_to_batch(_move(y, 2, -2)))
+    plane = dataclasses.replace(g, **{name: getattr(g, name)[1:] for name in axes})
+    planes = _take_rows(_merge_last(y), np.arange(k)[:, None] * d + np.arange(n) * s - lo)
+    # (N, k, n, ...) to (k, ..., N * n)
+    planes = _merge_last(planes.transpose(1, *range(3, planes.ndim), 0, 2))
+    w = _correlate(_merge_first(x), planes, y.shape[-1], plane, num)
+    return w.reshape(*g.kernel_size, y.shape[-1], x.shape[-1])
 
 
 # ------------------------------------------------------------------ axes
@@ -589,9 +573,14 @@ def _split_groups(a: jax.Array, g: Geometry) -> jax.Array:
     return a.reshape(*a.shape[:-1], g.groups, a.shape[-1] // g.groups)
 
 
-def _merge_last(a: jax.Array) -> jax.Array:
-    """The last two axes as one."""
-    return a.reshape(*a.shape[:-2], a.shape[-2] * a.shape[-1])
+def _merge(a: jax.Array, axis: int) -> jax.Array:
+    """An axis and the next as one."""
+    axis %= a.ndim
+    return a.reshape(*a.shape[:axis], a.shape[axis] * a.shape[axis + 1], *a.shape[axis + 2 :])
+
+
+_merge_first = functools.partial(_merge, axis=0)
+_merge_last = functools.partial(_merge, axis=-2)
 
 
 def _move(a: jax.Array, source: int, destination: int) -> jax.Array:
@@ -621,12 +610,12 @@ TRANSPOSE: dict[str, Way] = {
     "subpixel": _subpixel,
     "phases": _phases,
     "matmul": _matmul,
-    "planes": _planes,
+    "planes": functools.partial(_subpixel, convolve=_convolve_planes),
 }
 STRIDED: dict[str, Way] = {
     "strided": _strided,
     "matmul": _matmul_strided,
-    "planes": _planes_strided,
+    "planes": functools.partial(_strided, convolve=_convolve_planes),
 }
 KERNEL_GRAD: dict[str, Way] = {
     "backward_filter": _backward_filter,
