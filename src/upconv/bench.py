@@ -460,7 +460,7 @@ class Effort(NamedTuple):
     calls: int = 3
     seconds: float = 0.1
     batch: int = 1
-    compilations: int = 3
+    compilations: int = 6
 
 
 QUICK = Effort(1, calls=1, seconds=0.0, compilations=1)
