@@ -30,7 +30,7 @@ C_SHORT = 2.0
 AS_IF_LARGE = {
     "SMALL_PRODUCT": 0,
     "PIECE": 64,
-    "IMAGES": 4,
+    "IMAGES": 2,
     "SLOW_ALONE": True,
     "WORTH_STRETCHING": 2,
     "LONG_SUM": 1,
