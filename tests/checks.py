@@ -32,6 +32,7 @@ AS_IF_LARGE = {
     "PIECE": 64,
     "IMAGES": 2,
     "SLOW_ALONE": True,
+    "SLOW_OF_THREE": True,
     "WORTH_STRETCHING": 2,
     "LONG_SUM": 1,
     "FEW_FILTERS": 0,

@@ -66,6 +66,7 @@ class Mutation:
 
 
 CASES = "test_functional", "test_case and 2d_pairs"
+ALL_CASES = "test_functional", "test_case"
 GROUPS = "test_functional", "test_case and 2d_groups"
 CIRCULAR = "test_functional", "test_case and 1d_circular"
 BAD_INPUT = "test_bad_input", "not layers and not Layers and not rest"
@@ -328,6 +329,62 @@ MUTATIONS = [
         "ends[axis] = (g.crop[a], size - g.crop[a] - y.shape[axis], 0)",
         "ends[axis] = (0, size - y.shape[axis], 0)",
         CASES,
+    ),
+    Mutation(
+        "planes are taken one further",
+        "lowering",
+        "np.arange(k) * d - lo)",
+        "np.arange(k) * d - lo + 1)",
+        ALL_CASES,
+    ),
+    Mutation(
+        "taps are planes next to each other",
+        "lowering",
+        "np.arange(k)[:, None] * d + np.arange(n)",
+        "np.arange(k)[:, None] + np.arange(n)",
+        ALL_CASES,
+    ),
+    Mutation(
+        "images of one operand alone are reversed",
+        "lowering",
+        "lax.rev(_move(x, 0, -2), (x.ndim - 2,)),",
+        "_move(x, 0, -2),",
+        ALL_CASES,
+    ),
+    Mutation(
+        "pieces repeat the edge of the image",
+        "lowering",
+        "        part = lax.select(there, part, jnp.zeros_like(part))\n",
+        "",
+        ALL_CASES,
+    ),
+    Mutation(
+        "the first piece is taken every time",
+        "lowering",
+        "start = (i, *",
+        "start = (i * 0, *",
+        ALL_CASES,
+    ),
+    Mutation(
+        "strips do not meet what is next to them",
+        "lowering",
+        "met = (rows - 1) * s + g.span[0]",
+        "met = rows * s",
+        ALL_CASES,
+    ),
+    Mutation(
+        "a stretched convolution takes every row",
+        "lowering",
+        "options[name] = (2 * step, other)",
+        "options[name] = (step, other)",
+        ALL_CASES,
+    ),
+    Mutation(
+        "phases end where their taps do",
+        "lowering",
+        "padding=[(k - 1, q - 1) for k, q",
+        "padding=[(k - 1, k - 1) for k, q",
+        ALL_CASES,
     ),
     Mutation(
         "what no pixel reaches is left to XLA, which misreads it",
