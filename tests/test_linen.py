@@ -648,3 +648,18 @@ def test_nothing_is_traced_for_bad_input() -> None:
 
     with pytest.raises(ValueError, match="groups must divide the 3 input channels"):
         layer(groups=2, kernel_initializer=never).init(KEY, jnp.zeros((2, 5, 4, 3)))
+
+
+def test_initializer_is_not_traced_when_the_layer_is_applied() -> None:
+    calls = []
+
+    def initializer(key: Any, shape: Any, dtype: Any = jnp.float32) -> jax.Array:
+        calls.append(shape)
+        return jax.random.normal(key, shape, dtype)
+
+    layer = Conv2DTranspose(3, (2, 3), kernel_initializer=initializer, use_bias=False)
+    x = jnp.zeros((2, 4, 5, 2))
+    params = layer.init(jax.random.key(0), x)
+    assert calls == [(2, 3, 3, 2)]
+    layer.apply(params, x)
+    assert len(calls) == 1

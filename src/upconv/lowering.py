@@ -319,7 +319,7 @@ def _correlate(x: jax.Array, y: jax.Array, co: int, g: Geometry, num: Numerics) 
 
 
 # Images, or strips of them, that one sum is to have: on 2x64x64x128 to 64, 3x3 at stride 2, it
-# takes 1.2 times as long with 4 strips, and 1.3 with 16.
+# takes 2.5 times as long with 4 strips, which stretching does not help, and 1.3 with 16.
 IMAGES = 8
 
 # Whether one image alone is slow enough to be cut where half of what strips meet is met twice, as
@@ -725,8 +725,8 @@ def _way_of_transpose(g: Geometry, batch: int, filters: int, dtype: Any) -> str:
         # Nothing overlaps.  1.5 times on 2x64x64x128 to 64, 2x2 at stride 2.
         return "matmul"
     if g.rank == 3:
-        # 0.5 of the subpixel way on 12x12x12x64 to 32, 3x3x3 at stride 2.  A product takes 0.9 of
-        # that, but five times the memory, and longer to compile.
+        # 0.7 of the subpixel way on 12x12x12x64 to 32, 3x3x3 at stride 2.  A product takes 0.7 of
+        # that, but five times the memory, and twice as long to compile.
         return "planes"
     if all(s == 1 for s in g.strides):
         # 6 times on 8x64x64x64 to 3, 3x3; 0.75 with 64 filters.
