@@ -378,35 +378,37 @@ def _subpixel(
 
 
 def _phases(x: jax.Array, w: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
-    """T as one convolution for each phase, which has that phase's taps alone; then interleaved."""
+    """T as one convolution for each phase, which has that phase's taps alone; then interleaved.
+
+    Each computes only what the crop leaves: of 32x16x16x128 to 64, 5x5 at stride 2, 0.8.
+    """
     if max(g.dilation_rate) > 1:  # a phase's taps are not every so many
         return _subpixel(x, w, g, num)
-    taps = _phase_taps(g)
+    m = [-(-out // s) for out, s in zip(g.output_size, g.strides, strict=True)]
 
-    def from_axis(axis: int, part: jax.Array) -> jax.Array:
-        """Of every phase of this axis and those after it: ``(N, *space, C)``, with phases."""
+    def from_axis(part: jax.Array, *padding: tuple[Size, Size]) -> jax.Array:
+        """Of every phase of the axes after those padded: ``(N, *space, C)``, with phases."""
+        axis = len(padding)
         if axis < g.rank:
-            each = [
-                from_axis(
-                    axis + 1, part[(slice(None),) * axis + (slice(r, None, g.strides[axis]),)]
-                )
-                for r in range(g.strides[axis])
-            ]
+            each = []
+            for first, r in (divmod(g.crop[axis] + j, g.strides[axis]) for j in range(g.strides[axis])):
+                taps = lax.slice_in_dim(part, r, None, g.strides[axis], axis=axis)
+                ends = (taps.shape[axis] - 1 - first, first + m[axis] - g.input_size[axis])
+                each.append(from_axis(taps, *padding, ends))
             return jnp.stack(each, axis + 2)
         if not part.size:  # more phases than taps
-            part = jnp.zeros((1,) * g.rank + w.shape[g.rank :], w.dtype)
+            return jnp.zeros((x.shape[0], *m, g.groups * w.shape[-2]), num.dtype)
         return _convolve(
             x,
             lax.rev(_swapped(part, g), range(g.rank)),
             num,
-            padding=[(k - 1, q - 1) for k, q in zip(part.shape, taps, strict=False)],
+            padding=padding,
             feature_group_count=g.groups,
         )
 
-    y = from_axis(0, w)
-    space = [m * s for m, s in zip(y.shape[1:-1:2], g.strides, strict=True)]
-    y = y.reshape(y.shape[0], *space, y.shape[-1])
-    return _crop(y, g.crop, g)
+    y = from_axis(w)
+    space = map(operator.mul, m, g.strides)
+    return _crop(y.reshape(y.shape[0], *space, y.shape[-1]), (0,) * g.rank, g)
 
 
 def _phase_taps(g: Geometry) -> list[int]:
