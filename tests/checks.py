@@ -36,6 +36,7 @@ AS_IF_LARGE = {
     "WORTH_STRETCHING": 2,
     "LONG_SUM": 1,
     "FEW_FILTERS": 0,
+    "NARROW": 4,
     "MANY_ROWS": 2,
 }
 

@@ -66,7 +66,7 @@ class Mutation:
 
 
 CASES = "test_functional", "test_case and 2d_pairs"
-ALL_CASES = "test_functional", "test_case"
+CASES_2D = "test_functional", "test_case and 2d"
 GROUPS = "test_functional", "test_case and 2d_groups"
 CIRCULAR = "test_functional", "test_case and 1d_circular"
 BAD_INPUT = "test_bad_input", "not layers and not Layers and not rest"
@@ -296,17 +296,17 @@ MUTATIONS = [
         "a lost group",
         "lowering",
         "        rhs_dilation=g.dilation_rate,\n        feature_group_count=g.groups,\n    )\n\n\n"
-        "def _backward_filter",
+        "def _blocks",
         "        rhs_dilation=g.dilation_rate,\n        feature_group_count=1,\n    )\n\n\n"
-        "def _backward_filter",
+        "def _blocks",
         GROUPS,
     ),
     Mutation(
         "conv takes its taps next to each other",
         "lowering",
         "        rhs_dilation=g.dilation_rate,\n        feature_group_count=g.groups,\n    )\n\n\n"
-        "def _backward_filter",
-        "        feature_group_count=g.groups,\n    )\n\n\ndef _backward_filter",
+        "def _blocks",
+        "        feature_group_count=g.groups,\n    )\n\n\ndef _blocks",
         ("test_functional", "test_case and 1d_dilation"),
     ),
     Mutation(
@@ -335,56 +335,63 @@ MUTATIONS = [
         "lowering",
         "np.arange(k) * d - lo)",
         "np.arange(k) * d - lo + 1)",
-        ALL_CASES,
+        CASES_2D,
     ),
     Mutation(
         "taps are planes next to each other",
         "lowering",
         "np.arange(k)[:, None] * d + np.arange(n)",
         "np.arange(k)[:, None] + np.arange(n)",
-        ALL_CASES,
+        ("test_functional", "test_case and 3d_dilation"),
     ),
     Mutation(
         "images of one operand alone are reversed",
         "lowering",
         "lax.rev(_move(x, 0, -2), (x.ndim - 2,)),",
         "_move(x, 0, -2),",
-        ALL_CASES,
+        CASES_2D,
     ),
     Mutation(
         "pieces repeat the edge of the image",
         "lowering",
         "        part = lax.select(there, part, jnp.zeros_like(part))\n",
         "",
-        ALL_CASES,
+        CASES_2D,
     ),
     Mutation(
         "the first piece is taken every time",
         "lowering",
         "start = (i, *",
         "start = (i * 0, *",
-        ALL_CASES,
+        CASES_2D,
     ),
     Mutation(
         "strips do not meet what is next to them",
         "lowering",
         "met = (rows - 1) * s + g.span[0]",
         "met = rows * s",
-        ALL_CASES,
+        CASES_2D,
     ),
     Mutation(
         "a stretched convolution takes every row",
         "lowering",
         "options[name] = (2 * step, other)",
         "options[name] = (step, other)",
-        ALL_CASES,
+        CASES_2D,
     ),
     Mutation(
-        "phases end where their taps do",
+        "phases begin where the full output does",
         "lowering",
-        "padding=[(k - 1, q - 1) for k, q",
-        "padding=[(k - 1, k - 1) for k, q",
-        ALL_CASES,
+        "ends = (taps.shape[axis] - 1 - first, first +",
+        "ends = (taps.shape[axis] - 1, 0 * first +",
+        CASES,
+    ),
+    Mutation(
+        "blocks are summed in place",
+        "lowering",
+        "            (0, *shift, 0, *shift, 0),\n",
+        "            (0, *(0,) * r, 0, *shift, 0),\n",
+        ("test_functional", "test_case and 2d_many_filters"),
     ),
     Mutation(
         "what no pixel reaches is left to XLA, which misreads it",

@@ -609,7 +609,7 @@ def bench_maps(layer: Layer, dtype: str, effort: Effort) -> list[dict[str, Any]]
         padding=layer.padding,
     )
     taken = lowering.ways(
-        geo, layer.input_shape[0], layer.filters, jnp.dtype(dtype), jax.default_backend()
+        geo, layer.input_shape[0], layer.kernel_shape, jnp.dtype(dtype), jax.default_backend()
     )
     numerics = lowering.Numerics("auto", None, jnp.dtype(dtype), jax.default_backend())
     data = random_data(layer)
