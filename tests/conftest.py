@@ -18,6 +18,17 @@ if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 12):
 os.environ.setdefault("XLA_FLAGS", QUICK)
 
 
+# What these run is traced no further: tracing is a third of their time, and other tests reach
+# the same lines.
+UNTRACED = ("parity", "program")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if any(item.get_closest_marker(name) for name in UNTRACED):
+            item.add_marker("no_cover")
+
+
 @pytest.fixture
 def rng(request: pytest.FixtureRequest) -> np.random.Generator:
     """Random numbers of the test's own: the same in every run, whatever runs beside it."""

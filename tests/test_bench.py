@@ -155,7 +155,7 @@ def test_all_peers_compute_the_same(tmp_path: Path) -> None:
         env={**environment, "PYTHONPATH": str(SOURCE)}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "cannot do" not in done.stdout
+    assert "cannot do" not in done.stdout + done.stderr
     assert "left out" not in done.stdout
 
     results = json.loads(record.read_text())["results"]
@@ -200,7 +200,9 @@ def test_turns_are_interleaved_and_slow_ones_are_few() -> None:
 
     effort = bench.Effort(rounds=3, calls=2, seconds=0.0)
     clocks = {"a": clock("a", 0.01), "slow": clock("slow", 6.0), "b": clock("b", 0.02)}
-    times = bench.measure(clocks, effort)
+    said: list[str] = []
+    times = bench.measure(clocks, effort, said.append)
+    assert said == ["round 1 of 3", "round 2 of 3", "round 3 of 3"]
     # One untimed call and two timed, in each of three rounds; of the slow one two in all.
     assert "".join(name[0] for name in log) == "aaasbbbaaasbbbaaabbb"
     assert times == {"a": [0.01] * 6, "slow": [6.0] * 2, "b": [0.02] * 6}
@@ -243,14 +245,14 @@ def test_a_peer_that_fails_is_left_out_but_we_are_not(monkeypatch: pytest.Monkey
         return bench.Task({"forward": fail, "step": fail}, id)
 
     said: list[str] = []
-    tiny = bench.LAYERS["conv1d"].tiny
     monkeypatch.setitem(bench.PEERS, "flax", bench.Peer("flax", build))
-    rows = bench.bench_layer(tiny, ["upconv", "flax"], "float32", bench.QUICK, said.append)
-    assert list(rows) == ["upconv"]
-    assert said == ["flax cannot do conv1d: NotImplementedError: no such layout"]
+    layers = {"conv1d": bench.LAYERS["conv1d"].tiny}
+    results = bench.bench_layers(layers, ["upconv", "flax"], "float32", bench.QUICK, said.append)
+    assert list(results["conv1d"]) == ["upconv"]
+    assert "flax cannot do conv1d: NotImplementedError: no such layout" in said
     monkeypatch.setitem(bench.PEERS, "upconv", bench.Peer("upconv", build))
     with pytest.raises(NotImplementedError):
-        bench.bench_layer(tiny, ["upconv"], "float32", bench.QUICK, said.append)
+        bench.bench_layers(layers, ["upconv"], "float32", bench.QUICK, said.append)
 
 
 @pytest.mark.parametrize(

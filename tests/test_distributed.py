@@ -17,7 +17,7 @@ import devices_trainer
 import eight_devices
 import toy
 
-pytestmark = [pytest.mark.slow, pytest.mark.no_cover]
+pytestmark = pytest.mark.program
 
 CONFIG = """\
 task = "toy"

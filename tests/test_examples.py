@@ -18,7 +18,7 @@ import pictures
 import train
 from upconv import constraints, regularizers
 
-pytestmark = [pytest.mark.slow, pytest.mark.no_cover]
+pytestmark = pytest.mark.program
 
 ROOT = Path(__file__).parents[1]
 DIGITS = ROOT / "configs" / "digits_autoencoder.toml"

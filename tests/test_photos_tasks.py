@@ -23,7 +23,7 @@ import superres
 import train
 from task import build, constraint_report
 
-pytestmark = [pytest.mark.slow, pytest.mark.no_cover]
+pytestmark = pytest.mark.program
 
 RNG = np.random.default_rng(0)
 TASKS = ("superres", "denoise")

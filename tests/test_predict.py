@@ -16,7 +16,7 @@ import photo_runs
 import photos
 import predict
 
-pytestmark = [pytest.mark.slow, pytest.mark.no_cover]
+pytestmark = pytest.mark.program
 
 RNG = np.random.default_rng(0)
 RUNS = ("superres", "denoise")

@@ -27,7 +27,7 @@ import train
 from upconv import constraints
 from upconv.rules import Rule
 
-pytestmark = [pytest.mark.slow, pytest.mark.no_cover]
+pytestmark = pytest.mark.program
 
 CONFIG = """\
 task = "toy"

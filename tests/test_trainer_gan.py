@@ -20,7 +20,7 @@ import gan
 import task
 import train
 
-pytestmark = [pytest.mark.slow, pytest.mark.no_cover]
+pytestmark = pytest.mark.program
 
 GAN = Path(__file__).parents[1] / "configs" / "digits_gan.toml"
 SMALL = [

@@ -474,15 +474,21 @@ SLOW, SLOW_TURNS = 0.3, 2
 Key = TypeVar("Key", bound=Hashable)
 
 
-def measure(clocks: Mapping[Key, Callable[[], float]], effort: Effort) -> dict[Key, list[float]]:
+def measure(
+    clocks: Mapping[Key, Callable[[], float]],
+    effort: Effort,
+    say: Callable[[str], None] = lambda _: None,
+) -> dict[Key, list[float]]:
     """Seconds of every call, taken in interleaved rounds, so that all suffer from the same noise.
 
     Args:
       clocks: by key, a function that makes a call and returns how long it took.
       effort: how many.
+      say: is told of every round.
     """
     times: dict[Key, list[float]] = {key: [] for key in clocks}
     for turn in range(effort.rounds):
+        say(f"round {turn + 1} of {effort.rounds}")
         for key, clock in clocks.items():
             if turn < SLOW_TURNS or min(times[key]) < SLOW:
                 times[key] += _turn(clock, effort)
@@ -532,10 +538,37 @@ def statistics_of(kind: str, times: Sequence[float]) -> Row:
     return {f"{kind}_ms": 1e3 * best, f"{kind}_spread": statistics.median(times) / best}
 
 
-def bench_layer(
-    layer: Layer, peers: Sequence[str], dtype: str, effort: Effort, say: Callable[[str], None]
-) -> dict[str, Row]:
-    """A row for each peer; one that fails is left out, unless it is us."""
+def bench_layers(
+    layers: Mapping[str, Layer],
+    peers: Sequence[str],
+    dtype: str,
+    effort: Effort,
+    say: Callable[[str], None],
+) -> Results:
+    """A row for each layer and peer; a peer that fails is left out, unless it is us.
+
+    A round takes all layers in turn: what else the machine does for a minute meets each of them
+    in one round, and none in all.
+    """
+    tasks = {name: build_tasks(layer, peers, dtype) for name, layer in layers.items()}
+    results: Results = {}
+    for name in layers:  # all first, since it empties JAX's caches
+        say(f"compiling the training step of {name}")
+        results[name] = compile_steps(tasks[name], effort.compilations)
+    clocks: dict[tuple[str, str, str], Callable[[], float]] = {}
+    for name, layer in layers.items():
+        for kind, peer in itertools.product(KINDS, warm_up(layer, tasks[name], results[name], say)):
+            task = tasks[name][peer]
+            if kind in task.calls:
+                call = task.calls[kind]
+                clocks[name, kind, peer] = stopwatch(call, task.wait, effort.batch)
+    for (name, kind, peer), times in measure(clocks, effort, say).items():
+        results[name][peer] |= statistics_of(kind, times)
+    return results
+
+
+def build_tasks(layer: Layer, peers: Sequence[str], dtype: str) -> dict[str, Task]:
+    """What each peer is to do, of those that know the layer's rank."""
     data = random_data(layer)
     tasks = {}
     for name in peers:
@@ -543,11 +576,17 @@ def bench_layer(
             task = PEERS[name].build(layer, data, dtype)
             kinds = [k for k in task.calls if k != "hvp" or name in SECOND_ORDER]
             tasks[name] = task._replace(calls={kind: task.calls[kind] for kind in kinds})
-    rows = compile_steps(tasks, effort.compilations)  # first, since it empties JAX's caches
-    clocks = {}
+    return tasks
+
+
+def warm_up(
+    layer: Layer, tasks: Mapping[str, Task], rows: dict[str, Row], say: Callable[[str], None]
+) -> list[str]:
+    """Who can make its calls, which compiles them; the rows of the others are dropped."""
+    able = []
     for name, task in tasks.items():
         try:
-            results = {kind: call() for kind, call in task.calls.items()}  # compiles, warms up
+            made = {kind: call() for kind, call in task.calls.items()}
         except Exception as error:
             # No reason to lose an hour's measurement: a dtype or a layout that it cannot do.
             if name == OURS:
@@ -555,14 +594,10 @@ def bench_layer(
             say(f"{name} cannot do {layer.name}: {type(error).__name__}: {error}")
             del rows[name]
             continue
-        check_shape(name, layer, task, results["forward"])
-        rows[name]["loss"] = float(results["step"][0])
-        for kind, call in task.calls.items():
-            clocks[kind, name] = stopwatch(call, task.wait, effort.batch)
-    clocks = dict(sorted(clocks.items(), key=lambda item: KINDS.index(item[0][0])))
-    for (kind, name), times in measure(clocks, effort).items():
-        rows[name] |= statistics_of(kind, times)
-    return rows
+        check_shape(name, layer, task, made["forward"])
+        rows[name]["loss"] = float(made["step"][0])
+        able.append(name)
+    return able
 
 
 def check_shape(name: str, layer: Layer, task: Task, output: Any) -> None:
@@ -1048,9 +1083,8 @@ def _report_peers(
     args: argparse.Namespace, layers: Mapping[str, Layer], effort: Effort
 ) -> dict[str, Any]:
     peers = present(args.peers)
-    results: Results = {}
+    results = bench_layers(layers, peers, args.dtype, effort, _tell)
     for name, layer in layers.items():
-        results[name] = bench_layer(layer, peers, args.dtype, effort, print)
         show_layer(layer, results[name])
     lines = summary(results)
     show_summary(lines)
@@ -1071,7 +1105,11 @@ def write(path: Path, text: str) -> None:
     """The text, in a folder that need not be there yet."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
-    print(f"wrote {path}", file=sys.stderr)
+    _tell(f"wrote {path}")
+
+
+def _tell(words: str) -> None:
+    print(words, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
