@@ -22,7 +22,7 @@ from flax import nnx, serialization
 
 import upconv.linen
 import upconv.nnx
-from side_by_side import Call, compare, error, is_refused, normal, pair_of_pads
+from side_by_side import Call, compare, error, in_parts, is_refused, normal, pair_of_pads
 
 # So many layers are compared, in parts of so many that are compiled together.
 PARTS, AT_ONCE = 12, 25
@@ -133,7 +133,7 @@ def drawn(part: int) -> list[Drawn]:
     return found
 
 
-@pytest.mark.parametrize("part", range(PARTS))
+@in_parts(PARTS)
 def test_random_layers(part: int) -> None:
     """Values, and gradients in the inputs and every parameter."""
     compare((case.call(f"{part}.{i}") for i, case in enumerate(drawn(part))), seed=part)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from jax import export, lax
 
-from side_by_side import Call, compare, error, is_refused, normal, pair_of_pads
+from side_by_side import Call, compare, error, in_parts, is_refused, normal, pair_of_pads
 from upconv.lax import conv_transpose, flax_conv_transpose, flax_kernel_shape
 
 # So many calls are compared, in parts of so many that are compiled together.
@@ -108,7 +108,7 @@ def drawn(part: int) -> list[Drawn]:
     return found
 
 
-@pytest.mark.parametrize("part", range(PARTS))
+@in_parts(PARTS)
 def test_random_calls(part: int) -> None:
     """Values and both gradients."""
     compare((case.call(f"{part}.{i}") for i, case in enumerate(drawn(part))), seed=part)
