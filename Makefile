@@ -32,7 +32,7 @@ else
 TEST_STAMPS := $(VENV)/.installed-examples,test
 endif
 
-.PHONY: help demo test parity fuzz mutations lint coverage docs bench clean
+.PHONY: help demo test test-installed parity fuzz mutations lint coverage docs bench clean
 .DEFAULT_GOAL := help
 # A stamp whose recipe failed must not be taken for an installation.
 .DELETE_ON_ERROR:
@@ -45,8 +45,10 @@ help:
 demo: $(VENV)/.installed-examples
 	$(BIN)/python examples/train.py $(CONFIG) --run runs/demo --overwrite $(DEMO)
 
-test: $(TEST_STAMPS)
+test: test-installed
 	$(BIN)/python -m pytest $(PYTEST)
+
+test-installed: $(TEST_STAMPS)
 
 parity: $(VENV)/.installed-examples,test $(VENV)/.installed-parity
 	UPCONV_REQUIRE_PARITY=1 $(BIN)/python -m pytest -m parity $(PYTEST)

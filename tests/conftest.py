@@ -11,8 +11,12 @@ import numpy as np
 import pytest
 
 # Compiling is what tests spend their time on: without LLVM's optimizations all of them take
-# half. What is set already stays: `XLA_FLAGS= make test` compiles as users do.
-QUICK = "--xla_backend_optimization_level=0"
+# half, and in one part of each program a tenth less. What is set already stays: `XLA_FLAGS= make
+# test` compiles as users do.
+QUICK = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    " --xla_cpu_parallel_codegen_split_count=1"
+)
 if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 12):
     QUICK += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("XLA_FLAGS", QUICK)
