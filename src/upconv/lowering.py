@@ -469,15 +469,20 @@ def _phases_to_channels(w: jax.Array, g: Geometry) -> jax.Array:
 
 def _split_strides(a: jax.Array, axis: int, g: Geometry) -> jax.Array:
     """Axes of the kernel, from ``axis`` on, each as ``(taps, stride)``; zeros fill them up."""
-    taps = _phase_taps(g)
+    rest = a.shape[axis + g.rank :]
+    a = _fill_strides(a, axis, g)
+    split = itertools.chain.from_iterable(zip(_phase_taps(g), g.strides, strict=True))
+    return a.reshape(*a.shape[:axis], *split, *rest)
+
+
+def _fill_strides(a: jax.Array, axis: int, g: Geometry) -> jax.Array:
+    """Axes of the kernel, from ``axis`` on, dilated and filled up with zeros to whole strides."""
     fill = [
         (0, q * s - k, d - 1)
-        for q, s, k, d in zip(taps, g.strides, g.span, g.dilation_rate, strict=True)
+        for q, s, k, d in zip(_phase_taps(g), g.strides, g.span, g.dilation_rate, strict=True)
     ]
-    rest = a.shape[axis + g.rank :]
-    a = _pad(a, [*[(0, 0, 0)] * axis, *fill, *[(0, 0, 0)] * len(rest)])
-    split = itertools.chain.from_iterable(zip(taps, g.strides, strict=True))
-    return a.reshape(*a.shape[:axis], *split, *rest)
+    rest = a.ndim - axis - g.rank
+    return _pad(a, [*[(0, 0, 0)] * axis, *fill, *[(0, 0, 0)] * rest])
 
 
 def _interleave(z: jax.Array, starts: Sequence[Size], g: Geometry) -> jax.Array:
@@ -578,11 +583,7 @@ def _windows(y: jax.Array, g: Geometry) -> jax.Array:
 def _overlap_add(p: jax.Array, g: Geometry) -> jax.Array:
     """The transpose of `_windows`: ``(N, *n, *k, C)`` to ``(N, *output, C)``."""
     r, taps = g.rank, _phase_taps(g)
-    fill = [
-        (0, q * s - k, d - 1)
-        for q, s, k, d in zip(taps, g.strides, g.span, g.dilation_rate, strict=True)
-    ]
-    p = _pad(p, [*[(0, 0, 0)] * (r + 1), *fill, (0, 0, 0)])
+    p = _fill_strides(p, r + 1, g)
     parts = []
     for shift in itertools.product(*map(range, taps)):
         starts = [i * s for i, s in zip(shift, g.strides, strict=True)]
