@@ -160,29 +160,51 @@ class TestReach:
         assert set(ways.LOWERINGS) == set(LOWERINGS)
 
     def test_every_way(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        tables = {"T": ways.TRANSPOSE, "C": ways.STRIDED, "G": ways.KERNEL_GRAD}
-        every = {(map_, way) for map_, table in tables.items() for way in table}
-        seen: set[tuple[str, str]] = set()
-        for map_, way in every:
-
-            def spy(*args: Any, f: Any = tables[map_][way], key: Any = (map_, way)) -> Any:
-                seen.add(key)
-                return f(*args)
-
-            monkeypatch.setitem(tables[map_], way, spy)
-
-        def lower(name: str, cases: Sequence[Case]) -> None:
-            for case in cases:
-                shapes = case.x_shape, case.kernel_shape, case.y_shape
-                args = [jax.ShapeDtypeStruct(shape, "float32") for shape in shapes]
-                jax.jit(with_gradients(layer(case, name))).lower(*args)
-
+        every = {(map_, way) for map_, table in TABLES.items() for way in table}
+        seen = taken_ways(monkeypatch)
         for name in LOWERINGS:
             # By name a lowering is the same for every shape; "auto" is not.
             lower(name, FEW)
         monkeypatch.setattr(ways, "SMALL_PRODUCT", 0)
         lower("auto", CASES)
         assert seen == every
+
+    @pytest.mark.parametrize("name", ["input_dilation", "subpixel"])
+    def test_one_for_the_transpose_alone_leaves_the_gradients_to_auto(
+        self, name: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen = taken_ways(monkeypatch)
+        lower("auto", FEW)
+        auto = seen.copy()
+        seen.clear()
+        lower(name, FEW)
+        assert seen == {("T", name), *((map_, way) for map_, way in auto if map_ != "T")}
+
+
+TABLES = {"T": ways.TRANSPOSE, "C": ways.STRIDED, "G": ways.KERNEL_GRAD}
+
+
+def taken_ways(monkeypatch: pytest.MonkeyPatch) -> set[tuple[str, str]]:
+    """A set that gets the map and the name of every way that is lowered from now on."""
+    seen: set[tuple[str, str]] = set()
+    for map_, table in TABLES.items():
+        for way, function in list(table.items()):
+
+            def spy(*args: Any, f: Any = function, key: Any = (map_, way)) -> Any:
+                seen.add(key)
+                return f(*args)
+
+            monkeypatch.setitem(table, way, spy)
+    return seen
+
+
+def lower(name: str, cases: Sequence[Case]) -> None:
+    """Forward pass and both gradients of the cases, uncompiled."""
+    jax.clear_caches()
+    for case in cases:
+        shapes = case.x_shape, case.kernel_shape, case.y_shape
+        args = [jax.ShapeDtypeStruct(shape, "float32") for shape in shapes]
+        jax.jit(with_gradients(layer(case, name))).lower(*args)
 
 
 def products(make: Callable[[str], Function], u: np.ndarray) -> Function:

@@ -714,11 +714,12 @@ class Ways(NamedTuple):
 
 CONVOLUTIONS = Ways("input_dilation", "strided", "backward_filter")
 PRODUCTS = Ways("matmul", "matmul", "matmul")
-NAMED = {
-    "input_dilation": CONVOLUTIONS,
-    "subpixel": CONVOLUTIONS._replace(transpose="subpixel"),
-    "matmul": PRODUCTS,
-    "lax": CONVOLUTIONS,
+# What a name fixes; the other maps go as with ``"auto"``.
+NAMED: dict[str, dict[str, str]] = {
+    "input_dilation": {"transpose": "input_dilation"},
+    "subpixel": {"transpose": "subpixel"},
+    "matmul": PRODUCTS._asdict(),
+    "lax": CONVOLUTIONS._asdict(),
 }
 REFERENCE = "lax"  # the convolutions themselves, and what JAX derives from them
 LOWERINGS = ("auto", *NAMED)
@@ -824,8 +825,9 @@ def _way_of_kernel_grad(g: Geometry, filters: int) -> str:
         return "planes"
     # Windows that hardly overlap: 0.9 of the time on 32x32x32x64 to 3, 4x4 at stride 2; 1.6 on
     # 96x96x56 to 1, 9x9 at stride 3.
-    few = filters <= FEW_FILTERS and max(_phase_taps(g)) <= 2
-    return "matmul" if few else "flat_filter"
+    if filters <= FEW_FILTERS and max(_phase_taps(g)) <= 2:
+        return "matmul"
+    return "flat_filter" if g.dilation_rate[-1] == 1 else "backward_filter"
 
 
 # ------------------------------------------------------------------ the maps
@@ -861,6 +863,7 @@ def _compute(
     with jax.numpy_dtype_promotion("standard"):  # strictness is for the arguments
         dtype = jnp.promote_types(a.dtype, b.dtype)
         wide = num._replace(dtype=jnp.promote_types(num.dtype, dtype))
-    taken = NAMED.get(num.lowering) or ways(g, batch, kernel_shape, dtype, num.target)
-    way = table[getattr(taken, name)]
-    return way(a.astype(dtype), b.astype(dtype), g, wide).astype(num.dtype)
+    way = NAMED.get(num.lowering, {}).get(name)
+    if way is None:
+        way = getattr(ways(g, batch, kernel_shape, dtype, num.target), name)
+    return table[way](a.astype(dtype), b.astype(dtype), g, wide).astype(num.dtype)
