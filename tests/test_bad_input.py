@@ -46,6 +46,8 @@ SHARED: list[tuple[dict[str, Any], type[Exception], list[str]]] = [
     ({"strides": (True, 2)}, TypeError, ["strides", "True"]),
     ({"strides": "2"}, TypeError, ["strides", "'2'"]),
     ({"strides": None}, TypeError, ["strides", "None"]),
+    ({"strides": np.array([2, 2])}, TypeError, ["strides", "array([2, 2])"]),
+    ({"padding": np.array([1, 1])}, TypeError, ["padding", "array([1, 1])"]),
     ({"dilation_rate": 0}, ValueError, ["dilation_rate", "0"]),
     ({"dilation_rate": (1, -2)}, ValueError, ["dilation_rate", "-2"]),
     ({"dilation_rate": (1, 2, 3)}, ValueError, ["dilation_rate", "(1, 2, 3)", "2"]),
@@ -157,6 +159,13 @@ SHAPES: list[tuple[tuple[int, ...], tuple[int, ...], dict[str, Any], list[str]]]
 ]
 
 Call = Callable[..., Any]
+
+
+def test_truth_values_are_no_numbers() -> None:
+    truth = np.ones(X, bool), np.ones(KERNEL, bool)
+    for x, kernel in (truth, (truth[0], floats(KERNEL)), (floats(X), truth[1])):
+        with pytest.raises(TypeError, match="must hold numbers, got dtype bool"):
+            upconv.conv_transpose(x, kernel)
 
 
 def floats(shape: tuple[int, ...]) -> np.ndarray:
@@ -448,7 +457,11 @@ REST: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: activations.LeakyReLU("a"), TypeError, "negative_slope must be a real .*, got 'a'"),
     (lambda: activations.LeakyReLU(np.nan), ValueError, "negative_slope must be finite, got nan"),
     (lambda: activations.GELU("no"), TypeError, "approximate must be True or False, got 'no'"),
-    (lambda: activations.SoftShrink(-1), ValueError, "threshold must be .* at least 0.0, got -1"),
+    (
+        lambda: activations.SoftShrink(-1),
+        ValueError,
+        "threshold must be finite and not negative, got -1",
+    ),
     (lambda: activations.HardShrink(None), TypeError, "threshold must be a real .*, got None"),
     (lambda: constraints.MaxNorm(1.0, axis=4)(W), ValueError, "axis 4"),
     (lambda: regularizers.Orthogonal()(W[0, 0, 0]), ValueError, r"rank 2 .* shape \(6,\)"),

@@ -172,19 +172,31 @@ def test_other_dtypes_are_promoted(rng: np.random.Generator) -> None:
 
 
 @pytest.mark.parametrize("transposed", [False, True])
-def test_gradients_are_left_to_the_maps(transposed: bool, rng: np.random.Generator) -> None:
-    """And the precision reaches them."""
+@pytest.mark.parametrize(
+    ("precision", "told"),
+    [
+        ("high", (lax.Precision.HIGH,) * 2),
+        (("default", "high"), (lax.Precision.DEFAULT, lax.Precision.HIGH)),
+        ("BF16_BF16_F32", lax.DotAlgorithmPreset.BF16_BF16_F32),
+        (lax.DotAlgorithmPreset.F32_F32_F32, lax.DotAlgorithmPreset.F32_F32_F32),
+    ],
+)
+def test_gradients_are_left_to_the_maps(
+    transposed: bool, precision: Any, told: Any, rng: np.random.Generator
+) -> None:
+    """And the precision reaches them: whatever `jax.lax` takes."""
     x, w = normal(rng, 2, 5, 3), normal(rng, 4, 3, 3)
 
     def loss(x: jax.Array, w: jax.Array) -> jax.Array:
-        y = conv_transpose(x, w, (2,), "SAME", None, None, transposed, precision="high")
+        y = conv_transpose(x, w, (2,), "SAME", None, None, transposed, precision=precision)
         return (y**2).sum()
 
     eqns = jax.make_jaxpr(jax.grad(loss, (0, 1)))(x, w).eqns
     maps = [eqn for eqn in eqns if eqn.primitive.name.startswith(("upconv_", "conv_"))]
     names = sorted(eqn.primitive.name for eqn in maps)
     assert names == ["upconv_kernel_grad", "upconv_strided", "upconv_transpose"]
-    assert {eqn.params["numerics"].precision for eqn in maps} == {(lax.Precision.HIGH,) * 2}
+    assert {eqn.params["numerics"].precision for eqn in maps} == {told}
+    lax.conv_transpose(x, w, (2,), "SAME", precision=precision)
 
 
 def test_transformations(rng: np.random.Generator) -> None:

@@ -34,7 +34,8 @@ def conv_transpose(
 
     ``<conv(y, kernel), x> = <y, conv_transpose(x, kernel)>``, as in Keras, TensorFlow and
     PyTorch: every input pixel adds its multiple of the kernel to the output, ``strides`` apart.
-    Gradients of any order are themselves transposed or strided convolutions, and as fast.
+    Every derivative, of any order, is again one of three maps: this one, `conv`, and the
+    correlation of ``x`` with ``y`` that gives a kernel. Each is computed directly.
 
     Args:
       x: ``(*batch, *spatial, c_in)``, or ``(*batch, c_in, *spatial)`` for ``channels_first``;
@@ -49,7 +50,11 @@ def conv_transpose(
       dilation_rate: output pixels from one kernel tap to the next.
       groups: number of channel groups that do not mix.
       data_format: ``"channels_last"`` or ``"channels_first"``.
-      lowering: how it is computed; one of `upconv.lowering.LOWERINGS`.  Results agree to rounding.
+      lowering: how it is computed; results agree to rounding.  ``"auto"`` goes by platform and
+        static shape.  ``"input_dilation"`` and ``"subpixel"`` are two ways of computing a
+        transposed convolution, its gradients as with ``"auto"``; ``"matmul"`` takes matrix
+        products for it and for them.  ``"lax"`` is JAX's own convolution, differentiated by JAX:
+        for tools that read jaxprs, and slow on CPU.
       precision: as in `jax.lax.conv_general_dilated`.
       preferred_element_type: dtype of the result; by default the operands' common dtype.
 
@@ -85,11 +90,9 @@ def conv_transpose(
         groups=groups,
     )
     numerics = _numerics(x, kernel, lowering, precision, preferred_element_type)
-    circular = geometry.canonical_padding(padding, rank) == "circular"
-    full = dataclasses.replace(geo, crop=(0,) * rank, output_size=geo.full_size)
     batch, x = _flatten(x, rank, last)
-    if circular:
-        y = _wrap(_transpose(x, kernel, full, numerics), geo)
+    if _is_circular(padding):
+        y = _wrap(_transpose(x, kernel, _uncropped(geo), numerics), geo)
     else:
         front, inner = _without_front(geo)
         y = _pad_front(_transpose(x, kernel, inner, numerics), front)
@@ -152,9 +155,8 @@ def conv(
     )
     numerics = _numerics(y, kernel, lowering, precision, preferred_element_type)
     batch, y = _flatten(y, rank, last)
-    if geometry.canonical_padding(padding, rank) == "circular":
-        y = _unwrap(y, geo)
-        geo = dataclasses.replace(geo, crop=(0,) * rank, output_size=geo.full_size)
+    if _is_circular(padding):
+        y, geo = _unwrap(y, geo), _uncropped(geo)
     else:
         front, geo = _without_front(geo)
         y = _pad_front(y, tuple(-n for n in front))
@@ -285,6 +287,14 @@ def _pad_front(a: jax.Array, front: tuple[Size, ...]) -> jax.Array:
 # ------------------------------------------------------------------ circular padding
 
 
+def _is_circular(padding: Padding) -> bool:
+    return isinstance(padding, str) and padding.lower() == "circular"
+
+
+def _uncropped(geo: Geometry) -> Geometry:
+    return dataclasses.replace(geo, crop=(0,) * geo.rank, output_size=geo.full_size)
+
+
 def _wrap(full: jax.Array, geo: Geometry) -> jax.Array:
     """Add what hangs over the end to the start: ``y[j]`` sums all ``i = j + lo`` mod ``n s``."""
     for axis, (size, lo) in enumerate(zip(geo.output_size, geo.crop, strict=True), start=1):
@@ -354,7 +364,10 @@ def check_lowering(name: Any) -> str:
 
 def _array(name: str, a: Any) -> jax.Array:
     check_array(name, a)
-    return jnp.asarray(a)
+    a = jnp.asarray(a)
+    if not jnp.issubdtype(a.dtype, jnp.number):
+        raise TypeError(f"{name} must hold numbers, got dtype {a.dtype}")
+    return a
 
 
 def _channels_last(data_format: str) -> bool:
@@ -393,15 +406,18 @@ def _check_shape(shape: Any) -> tuple[Size, ...]:
 
 def check_precision(precision: Any) -> Any:
     """A precision that is hashable, as `jax.lax.conv_general_dilated` takes it."""
-    if precision is None:
-        return None
+    presets = jax.lax.DotAlgorithmPreset
+    if precision is None or isinstance(precision, presets):
+        return precision
     pair = tuple(precision) if isinstance(precision, tuple | list) else (precision,) * 2
     try:
         lhs, rhs = (jax.lax.Precision(p.lower() if isinstance(p, str) else p) for p in pair)
     except ValueError:
+        if isinstance(precision, str) and precision in presets.__members__:
+            return presets[precision]
         raise ValueError(
-            "precision must be None, a jax.lax.Precision or its name, or a pair of these, "
-            f"got {precision!r}"
+            "precision must be None, a jax.lax.Precision or its name, a pair of these, "
+            f"or a jax.lax.DotAlgorithmPreset or its name, got {precision!r}"
         ) from None
     return lhs, rhs
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 Size: TypeAlias = Any  # an int, or a symbolic dimension
@@ -99,9 +99,14 @@ def full_length(n: Size, span: int, s: int) -> Size:
 
 def integer(name: str, value: Any, *, minimum: int | None = None) -> int:
     """``value`` as an int, or an error that names it."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} must be an integer, got {value!r} ({type(value).__name__})")
-    value = operator.index(value)
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        value = operator.index(value)
+    except TypeError:
+        # Arrays have an __index__, which most of them refuse to take.
+        what = f"{value!r} ({type(value).__name__})"
+        raise TypeError(f"{name} must be an integer, got {what}") from None
     if minimum is not None and value < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value}")
     return value
@@ -364,7 +369,9 @@ def _axes(kernel_size: Any, strides: Any, padding: Any, dilation_rate: Any) -> l
 def _geometry(
     axes: Sequence[_Axis], inputs: Sequence[Size], outputs: Sequence[Size], groups: int
 ) -> Geometry:
-    each: Callable[[str], tuple[int, ...]] = lambda f: tuple(getattr(a, f) for a in axes)  # noqa: E731
+    def each(field: str) -> tuple[int, ...]:
+        return tuple(getattr(axis, field) for axis in axes)
+
     return Geometry(
         input_size=tuple(inputs),
         kernel_size=each("k"),
