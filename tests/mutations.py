@@ -126,8 +126,8 @@ MUTATIONS = [
     Mutation(
         "True is an integer",
         "geometry",
-        "if isinstance(value, bool) or not hasattr",
-        "if not hasattr",
+        "if isinstance(value, bool):\n            raise TypeError",
+        "if False:\n            raise TypeError",
         BAD_INPUT,
     ),
     Mutation(
@@ -504,7 +504,7 @@ MUTATIONS = [
     Mutation(
         "a constraint sees the parameter without its update",
         "transforms",
-        "_constrained(path, rule, param + _wide(update))",
+        "_constrained(path, rule, param + at_least_float32(update))",
         "_constrained(path, rule, param)",
         ("test_transforms", "projection"),
     ),

@@ -6,19 +6,15 @@ hashable, comparable, printable, and written to a config by `upconv.serializatio
 
 from __future__ import annotations
 
-import math
-import numbers
-import sys
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-__all__ = ["GELU", "Exponential", "HardShrink", "LeakyReLU", "SoftShrink", "TanhShrink"]
+from upconv.records import store_number
 
-_LARGEST = sys.float_info.max
+__all__ = ["GELU", "Exponential", "HardShrink", "LeakyReLU", "SoftShrink", "TanhShrink"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +37,7 @@ class LeakyReLU:
     negative_slope: float = 0.2
 
     def __post_init__(self) -> None:
-        _store_number(self, "negative_slope")
+        store_number(self, "negative_slope")
 
     def __call__(self, x: ArrayLike) -> jax.Array:
         """Of any shape, elementwise."""
@@ -106,7 +102,7 @@ class SoftShrink:
     threshold: float = 0.5
 
     def __post_init__(self) -> None:
-        _store_number(self, "threshold", minimum=0.0)
+        store_number(self, "threshold", minimum=0)
 
     def __call__(self, x: ArrayLike) -> jax.Array:
         """Of any shape, elementwise."""
@@ -132,7 +128,7 @@ class HardShrink:
     threshold: float = 0.5
 
     def __post_init__(self) -> None:
-        _store_number(self, "threshold", minimum=0.0)
+        store_number(self, "threshold", minimum=0)
 
     def __call__(self, x: ArrayLike) -> jax.Array:
         """Of any shape, elementwise."""
@@ -151,14 +147,3 @@ class TanhShrink:
         """Of any shape, elementwise."""
         x = jnp.asarray(x)
         return x - jnp.tanh(x)
-
-
-def _store_number(record: Any, name: str, minimum: float = -_LARGEST) -> None:
-    """Checks a number of a frozen record and stores it as a Python float."""
-    value = getattr(record, name)
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a real number, got {value!r}")
-    if not minimum <= float(value) < math.inf:
-        least = "" if minimum == -_LARGEST else f" and at least {minimum}"
-        raise ValueError(f"{name} must be finite{least}, got {value!r}")
-    object.__setattr__(record, name, float(value))

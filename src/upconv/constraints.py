@@ -11,8 +11,6 @@ of a kernel `(height, width, filters, c_in)` is `axis=(0, 1, 3)`.
 
 from __future__ import annotations
 
-import math
-import numbers
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +19,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
+
+from upconv.records import at_least_float32, store_number
 
 __all__ = ["MaxNorm", "MinMaxNorm", "NonNeg", "UnitNorm"]
 
@@ -54,7 +54,7 @@ class MaxNorm:
     axis: int | Sequence[int] = 0
 
     def __post_init__(self) -> None:
-        _store_number(self, "max_value")
+        store_number(self, "max_value", minimum=0)
         _store_axis(self)
 
     def __call__(self, w: ArrayLike) -> jax.Array:
@@ -139,7 +139,7 @@ class MinMaxNorm:
 
     def __post_init__(self) -> None:
         for name in ("min_value", "max_value", "rate"):
-            _store_number(self, name)
+            store_number(self, name, minimum=0)
         if self.min_value > self.max_value:
             raise ValueError(
                 f"min_value must not be above max_value, got {self.min_value} and {self.max_value}"
@@ -161,8 +161,7 @@ class MinMaxNorm:
 def _rescale(w: ArrayLike, axis: int | Sequence[int], desired: Callable) -> jax.Array:
     """Gives every norm along `axis` the value `desired(norm)`."""
     w = jnp.asarray(w)
-    with jax.numpy_dtype_promotion("standard"):  # whatever the caller's arrays are held to
-        wide = w.astype(jnp.promote_types(w.dtype, jnp.float32))
+    wide = at_least_float32(w)
     norm = _norm(wide, axis)
     return (wide * (desired(norm) / (norm + _EPSILON))).astype(w.dtype)
 
@@ -172,17 +171,6 @@ def _norm(w: jax.Array, axis: int | Sequence[int]) -> jax.Array:
     positive = squared > 0
     # The slope of the root at 0 is infinite, so 0 must not enter it on either path.
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1)), 0)
-
-
-def _store_number(record: Any, name: str) -> None:
-    """Checks a bound of a frozen record and stores it as a Python float."""
-    value = getattr(record, name)
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a real number, got {value!r}")
-    number = float(value)
-    if not 0 <= number < math.inf:
-        raise ValueError(f"{name} must be finite and not negative, got {value!r}")
-    object.__setattr__(record, name, number)
 
 
 def _store_axis(record: Any) -> None:

@@ -13,7 +13,6 @@ The functions give those that are used most, with fans that know the layer.
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -23,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from upconv import geometry
+from upconv.records import store_number
 
 __all__ = [
     "ICNR",
@@ -269,7 +269,7 @@ class VarianceScaling:
     groups: int = 1
 
     def __post_init__(self) -> None:
-        _store_number(self, "scale")
+        store_number(self, "scale")
         if self.scale <= 0:
             raise ValueError(f"scale must be positive, got {self.scale}")
         for name, allowed in (("mode", get_args(Mode)), ("distribution", get_args(Distribution))):
@@ -309,7 +309,7 @@ class Constant:
     value: float = 0.0
 
     def __post_init__(self) -> None:
-        _store_number(self, "value")
+        store_number(self, "value")
 
     def __call__(self, key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
         """Makes an array; uses no randomness."""
@@ -336,8 +336,8 @@ class Normal:
     stddev: float = 0.05
 
     def __post_init__(self) -> None:
-        _store_number(self, "mean")
-        _store_number(self, "stddev")
+        store_number(self, "mean")
+        store_number(self, "stddev")
         if self.stddev < 0:
             raise ValueError(f"stddev must not be negative, got {self.stddev}")
 
@@ -369,8 +369,8 @@ class TruncatedNormal:
     stddev: float = 0.05
 
     def __post_init__(self) -> None:
-        _store_number(self, "mean")
-        _store_number(self, "stddev")
+        store_number(self, "mean")
+        store_number(self, "stddev")
         if self.stddev < 0:
             raise ValueError(f"stddev must not be negative, got {self.stddev}")
 
@@ -401,8 +401,8 @@ class Uniform:
     maxval: float = 0.05
 
     def __post_init__(self) -> None:
-        _store_number(self, "minval")
-        _store_number(self, "maxval")
+        store_number(self, "minval")
+        store_number(self, "maxval")
         if self.minval > self.maxval:
             raise ValueError(
                 f"minval must not be above maxval, got {self.minval} and {self.maxval}"
@@ -437,7 +437,7 @@ class Orthogonal:
     gain: float = 1.0
 
     def __post_init__(self) -> None:
-        _store_number(self, "gain")
+        store_number(self, "gain")
 
     def __call__(self, key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
         """Draws an array."""
@@ -526,13 +526,3 @@ def _store_strides_and_groups(record: Any) -> None:
     _store_strides(record)
     groups = geometry.integer("groups", record.groups, minimum=1)
     object.__setattr__(record, "groups", groups)
-
-
-def _store_number(record: Any, name: str) -> None:
-    """Checks a number of a frozen record and stores it as a Python float."""
-    value = getattr(record, name)
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a real number, got {value!r}")
-    if not math.isfinite(value):
-        raise ValueError(f"{name} must be finite, got {value!r}")
-    object.__setattr__(record, name, float(value))

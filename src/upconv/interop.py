@@ -34,7 +34,7 @@ from flax import nnx as flax_nnx
 from flax.core import meta
 
 from upconv import activations, constraints, geometry, initializers, linen, nnx, regularizers
-from upconv.layer import Layer
+from upconv.layer import LONG, Layer
 
 __all__ = [
     "from_flax",
@@ -1173,7 +1173,7 @@ def _crops(module: Any, peer: str, **changes: Any) -> Crops:
     options = {name: getattr(module, name) for name in names} | changes
     if options["padding"] == "circular":
         raise ValueError(f"padding='circular' is not in {peer}")
-    long = (1 << 62,) * len(module.kernel_size)
+    long = (LONG,) * len(module.kernel_size)
     return geometry.transposed(long, module.kernel_size, **options).pads
 
 

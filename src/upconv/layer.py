@@ -26,7 +26,7 @@ Ints = int | Sequence[int]
 Activation = Callable[[jax.Array], jax.Array]
 
 # An input so long that no padding leaves nothing of the output.
-_LONG = 1 << 62
+LONG = 1 << 62
 
 
 class Parameter(NamedTuple):
@@ -218,7 +218,7 @@ class Layer:
             "data_format": geometry.canonical_data_format(self.data_format),
         }
         sizes = {k: v for k, v in fields.items() if k not in ("filters", "data_format")}
-        geometry.transposed((_LONG,) * rank, **sizes)  # raises if they do not go together
+        geometry.transposed((LONG,) * rank, **sizes)  # raises if they do not go together
         return fields
 
 
@@ -238,7 +238,8 @@ def _activation(activation: Activation | str) -> Activation:
     if isinstance(activation, str):
         named = getattr(jax.nn, activation, None)
         if activation.startswith("_") or not callable(named):
-            near = difflib.get_close_matches(activation, dir(jax.nn))
+            functions = [name for name in dir(jax.nn) if callable(getattr(jax.nn, name))]
+            near = difflib.get_close_matches(activation, functions)
             hint = f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
             raise ValueError(
                 f"activation must be callable, None or the name of a function in jax.nn, got "

@@ -8,13 +8,14 @@ Sums are taken in float32 at least, and every gradient is finite everywhere.
 from __future__ import annotations
 
 import math
-import numbers
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
+
+from upconv.records import at_least_float32, store_number
 
 __all__ = ["L1", "L1L2", "L2", "Orthogonal"]
 
@@ -45,11 +46,11 @@ class L1:
     l1: float = 0.01
 
     def __post_init__(self) -> None:
-        _store_factor(self, "l1")
+        store_number(self, "l1", minimum=0)
 
     def __call__(self, x: ArrayLike) -> jax.Array:
         """The penalty on `x`, a scalar."""
-        return self.l1 * jnp.sum(_absolute(_at_least_float32(x)))
+        return self.l1 * jnp.sum(_absolute(at_least_float32(x)))
 
 
 @dataclass(frozen=True)
@@ -73,11 +74,11 @@ class L2:
     l2: float = 0.01
 
     def __post_init__(self) -> None:
-        _store_factor(self, "l2")
+        store_number(self, "l2", minimum=0)
 
     def __call__(self, x: ArrayLike) -> jax.Array:
         """The penalty on `x`, a scalar."""
-        return self.l2 * jnp.sum(jnp.square(_at_least_float32(x)))
+        return self.l2 * jnp.sum(jnp.square(at_least_float32(x)))
 
 
 @dataclass(frozen=True)
@@ -103,8 +104,8 @@ class L1L2:
     l2: float = 0.0
 
     def __post_init__(self) -> None:
-        _store_factor(self, "l1")
-        _store_factor(self, "l2")
+        store_number(self, "l1", minimum=0)
+        store_number(self, "l2", minimum=0)
 
     def __call__(self, x: ArrayLike) -> jax.Array:
         """The penalty on `x`, a scalar."""
@@ -141,13 +142,13 @@ class Orthogonal:
     mode: Mode = "rows"
 
     def __post_init__(self) -> None:
-        _store_factor(self, "factor")
+        store_number(self, "factor", minimum=0)
         if self.mode not in get_args(Mode):
             raise ValueError(f"mode must be one of {get_args(Mode)}, got {self.mode!r}")
 
     def __call__(self, x: ArrayLike) -> jax.Array:
         """The penalty on `x`, a scalar."""
-        x = _at_least_float32(x)
+        x = at_least_float32(x)
         if x.ndim < 2:
             raise ValueError(
                 f"Orthogonal takes an array of rank 2 or more, got one of shape {x.shape}"
@@ -166,20 +167,3 @@ class Orthogonal:
 def _absolute(x: jax.Array) -> jax.Array:
     # The gradient of jnp.abs at 0 is 1; TensorFlow's, and this one's, is 0.
     return x * jnp.sign(x)
-
-
-def _at_least_float32(x: ArrayLike) -> jax.Array:
-    x = jnp.asarray(x)
-    with jax.numpy_dtype_promotion("standard"):  # whatever the caller's arrays are held to
-        return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
-def _store_factor(record: Any, name: str) -> None:
-    """Checks a factor of a frozen record and stores it as a Python float."""
-    value = getattr(record, name)
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a real number, got {value!r}")
-    number = float(value)
-    if not 0 <= number < math.inf:
-        raise ValueError(f"{name} must be finite and not negative, got {value!r}")
-    object.__setattr__(record, name, number)

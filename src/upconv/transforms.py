@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from upconv.records import at_least_float32
 from upconv.rules import Rule, Rules, path_string
 
 __all__ = ["add_regularization", "penalty", "project", "with_rules"]
@@ -84,8 +85,8 @@ def add_regularization(rules: Rules) -> optax.GradientTransformation:
     def regularize(path: str, rule: Rule, update: jax.Array, param: jax.Array) -> jax.Array:
         if rule.regularizer is None:
             return update
-        slope = jax.grad(partial(_regularizer_value, path, rule))(_wide(param))
-        return (_wide(update) + slope).astype(update.dtype)
+        slope = jax.grad(partial(_regularizer_value, path, rule))(at_least_float32(param))
+        return (at_least_float32(update) + slope).astype(update.dtype)
 
     return _per_parameter(rules, regularize)
 
@@ -119,8 +120,8 @@ def project(rules: Rules) -> optax.GradientTransformation:
     def constrain(path: str, rule: Rule, update: jax.Array, param: jax.Array) -> jax.Array:
         if rule.constraint is None:
             return update
-        param = _wide(param)
-        allowed = _constrained(path, rule, param + _wide(update))
+        param = at_least_float32(param)
+        allowed = _constrained(path, rule, param + at_least_float32(update))
         return (allowed - param).astype(update.dtype)
 
     return _per_parameter(rules, constrain)
@@ -196,7 +197,7 @@ def _regularizer_value(path: str, rule: Rule, param: jax.Array) -> jax.Array:
         return jnp.zeros((), jnp.float32)
 
     def value(x: jax.Array) -> jax.Array:
-        result = _wide(regularizer(x))
+        result = at_least_float32(regularizer(x))
         if result.shape != ():
             raise ValueError(
                 f"the regularizer of {path!r} must return a scalar, got shape {result.shape} "
@@ -206,7 +207,7 @@ def _regularizer_value(path: str, rule: Rule, param: jax.Array) -> jax.Array:
 
     for axis in rule.stacked_axes:
         value = jax.vmap(value, in_axes=axis)
-    return jnp.sum(value(_wide(param)))
+    return jnp.sum(value(at_least_float32(param)))
 
 
 def _constrained(path: str, rule: Rule, param: jax.Array) -> jax.Array:
@@ -227,13 +228,6 @@ def _constrained(path: str, rule: Rule, param: jax.Array) -> jax.Array:
     for axis in rule.stacked_axes:
         allowed = jax.vmap(allowed, in_axes=axis, out_axes=axis)
     return allowed(param)
-
-
-def _wide(x: Any) -> jax.Array:
-    """In the array's precision, but float32 at least."""
-    x = jnp.asarray(x)
-    with jax.numpy_dtype_promotion("standard"):  # whatever the caller's arrays are held to
-        return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _is_hole(node: Any) -> bool:

@@ -1,0 +1,51 @@
+"""What the frozen records that a layer declares have in common.
+
+They hold numbers, checked once and kept as Python floats, so that equal records are equal and
+hash alike; and they compute in float32 at least, whatever the parameter's dtype.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+
+def store_number(record: Any, name: str, minimum: float = -math.inf) -> None:
+    """Checks a number of a frozen dataclass and stores it as a float.
+
+    Args:
+      record: the dataclass, in its ``__post_init__``.
+      name: of its attribute.
+      minimum: the least that is allowed.
+
+    Raises:
+      TypeError: for what is no real number; a bool is none.
+      ValueError: for what is not finite, or below ``minimum``. Both name the attribute.
+    """
+    value = getattr(record, name)
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a real number, got {value!r}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not (math.isfinite(number) and number >= minimum):
+        least = {-math.inf: "", 0: " and not negative"}.get(minimum, f" and at least {minimum}")
+        raise ValueError(f"{name} must be finite{least}, got {value!r}")
+    object.__setattr__(record, name, number)
+
+
+def at_least_float32(x: ArrayLike) -> jax.Array:
+    """An array as it is, or in float32 where it is narrower or holds integers.
+
+    >>> at_least_float32(jnp.ones(3, jnp.bfloat16)).dtype
+    dtype('float32')
+    """
+    x = jnp.asarray(x)
+    with jax.numpy_dtype_promotion("standard"):  # whatever the caller's arrays are held to
+        return x.astype(jnp.promote_types(x.dtype, jnp.float32))
