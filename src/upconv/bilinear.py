@@ -239,13 +239,16 @@ def _lower(
     target = "default" if _is_partitioned(ctx) else platform
     compute = functools.partial(COMPUTE[p], g=geometry, num=numerics._replace(target=target))
     fun = _kept_apart(compute) if target == "cpu" else compute
-    # Shardings in types and varying axes end here: inside, the partitioner decides.
-    plain = lambda aval: ShapedArray(aval.shape, aval.dtype)  # noqa: E731
     ctx = ctx.replace(
-        avals_in=tuple(map(plain, ctx.avals_in)), avals_out=tuple(map(plain, ctx.avals_out))
+        avals_in=tuple(map(_plain, ctx.avals_in)), avals_out=tuple(map(_plain, ctx.avals_out))
     )
     with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):
         return mlir.lower_fun(fun, multiple_results=False)(ctx, lhs, rhs)
+
+
+def _plain(aval: ShapedArray) -> ShapedArray:
+    """Without shardings and varying axes, which end here: inside, the partitioner decides."""
+    return ShapedArray(aval.shape, aval.dtype)
 
 
 def _kept_apart(fun: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
