@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 
+import oracle
 import upconv
 from upconv.transforms import penalty
 
@@ -20,6 +21,12 @@ README = (ROOT / "README.md").read_text()
 
 
 BLOCKS = re.findall(r"^```python\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+
+
+def block(word: str) -> str:
+    """The only block of the README's Python that holds a word."""
+    (found,) = (text for text in BLOCKS if word in text)
+    return found
 
 
 def run(block: str) -> dict[str, Any]:
@@ -31,7 +38,7 @@ def run(block: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def example() -> dict[str, Any]:
-    return run(BLOCKS[0])
+    return run(block("import flax.linen as nn, jax, optax"))
 
 
 def norms(kernel: jax.Array) -> np.ndarray:
@@ -83,14 +90,33 @@ def test_the_example_goes_on_to_learn(example: dict[str, Any]) -> None:
 
 
 def test_the_example_of_other_libraries_converts() -> None:
-    names = run(BLOCKS[1])
+    names = run(block("interop"))
     x = jax.random.normal(jax.random.key(2), (2, 7, 5, 32))
     _, variables = names["interop"].to_flax(names["module"], names["variables"])
     theirs = names["theirs"].apply(variables, x)
     ours = upconv.conv_transpose(x, names["weights"][0], strides=2, padding="same")
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
     assert names["config"]["padding"] == "same"
-    assert len(BLOCKS) == 2
+
+
+def test_the_example_of_a_function() -> None:
+    names = run(block("upconv.conv_transpose"))
+    x, kernel = (np.asarray(names[name], np.float64) for name in ("x", "kernel"))
+    expected = oracle.conv_transpose(x, kernel, strides=2, padding="same")
+    np.testing.assert_allclose(names["y"], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_example_in_nnx() -> None:
+    names = run(block("nnx.Optimizer"))
+    step, arguments = names["step"], [names[name] for name in ("model", "optimizer", "x", "y")]
+    for _ in range(20):
+        loss = step(*arguments)
+    assert float(loss) < 0.9 * float(names["loss"])
+    assert (norms(names["model"].layers[1].kernel[...]) < 1.0 + 1e-5).all()
+
+
+def test_every_example_is_run() -> None:
+    assert len(BLOCKS) == 4
 
 
 @pytest.mark.parametrize("target", re.findall(r"\]\(([^)#:]+)\)", README))

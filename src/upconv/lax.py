@@ -40,7 +40,7 @@ def conv_transpose(
     preferred_element_type: jax.typing.DTypeLike | None = None,
     use_consistent_padding: bool = False,
 ) -> jax.Array:
-    """`jax.lax.conv_transpose`: its signature and its numbers, with gradients as fast as itself.
+    """`jax.lax.conv_transpose`: its signature and its numbers, with faster gradients.
 
     Args:
       lhs: the input, one batch axis, one of channels and 1 to 3 spatial axes, in the order that

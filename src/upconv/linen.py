@@ -260,9 +260,9 @@ class Conv3DTranspose(_ConvTranspose):
 class ConvTranspose(nn.Module):
     """`flax.linen.ConvTranspose`: its fields, parameters, initial values and numbers.
 
-    Change the import and a model computes what it did, from the same checkpoints, with gradients
-    as fast as its forward pass. See `upconv.lax.conv_transpose` for the convention, which is not
-    the one of `Conv2DTranspose`: without `transpose_kernel` the kernel is flipped, its shape is
+    Change the import and a model computes what it did, from the same checkpoints, with faster
+    gradients. See `upconv.lax.conv_transpose` for the convention, which is not the one of
+    `Conv2DTranspose`: without `transpose_kernel` the kernel is flipped, its shape is
     `(*kernel_size, c_in, features)`, and explicit padding pads the dilated input.
 
     Args:

@@ -3,6 +3,19 @@
 What a layer declares of its parameters is kept in their metadata, collected from a whole model by
 `rules` and carried out by `upconv.transforms`; what it says of its activations is kept in variables
 of the type `Loss` and summed by `losses`.
+
+>>> import optax
+>>> from upconv.constraints import MaxNorm
+>>> from upconv.transforms import with_rules
+>>> model = Conv2DTranspose(3, 4, 5, strides=2, kernel_constraint=MaxNorm(1.0), rngs=nnx.Rngs(0))
+>>> optimizer = nnx.Optimizer(model, with_rules(optax.adam(1e-3), rules(model)), wrt=nnx.Param)
+>>> @nnx.jit
+... def step(model, optimizer, x):
+...     loss, gradient = nnx.value_and_grad(lambda model: jnp.mean(model(x) ** 2))(model)
+...     optimizer.update(model, gradient)
+...     return loss
+>>> step(model, optimizer, jnp.ones((2, 8, 6, 3))).shape
+()
 """
 
 from __future__ import annotations
@@ -252,9 +265,9 @@ class Conv3DTranspose(_ConvTranspose):
 class ConvTranspose(nnx.Module):
     """`flax.nnx.ConvTranspose`: its arguments, variables, initial values and numbers.
 
-    Change the import and a model computes what it did, from the same checkpoints, with gradients
-    as fast as its forward pass. See `upconv.lax.conv_transpose` for the convention, which is not
-    the one of `Conv2DTranspose`: without `transpose_kernel` the kernel is flipped, its shape is
+    Change the import and a model computes what it did, from the same checkpoints, with faster
+    gradients. See `upconv.lax.conv_transpose` for the convention, which is not the one of
+    `Conv2DTranspose`: without `transpose_kernel` the kernel is flipped, its shape is
     `(*kernel_size, in_features, out_features)`, and explicit padding pads the dilated input.
 
     Args:
