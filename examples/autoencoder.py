@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -15,26 +14,17 @@ import config as configs
 import data
 import models
 import pictures
-from config import ConfigError, require
+from supervised import State, Supervised
 from task import Figures, mean
-from upconv import linen, transforms
+from upconv import transforms
 
 COLUMNS = 16  # images in the picture
 EVALUATED_AT_ONCE = 500
 
 
 @dataclasses.dataclass(frozen=True)
-class Data:
+class Data(data.Digits):
     """The images."""
-
-    heldout: int = 1000
-    """How many of the 5,000 digits training never sees."""
-    shift: int = 1
-    """Training images are moved by up to this many pixels, at random."""
-
-    def __post_init__(self) -> None:
-        require(self.heldout > 0, "data.heldout", "positive", self.heldout)
-        require(self.shift >= 0, "data.shift", "0 or more", self.shift)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,10 +40,10 @@ class Model(configs.Declarations):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.latent > 0, "model.latent", "positive", self.latent)
+        configs.require(self.latent > 0, "model.latent", "positive", self.latent)
         good = bool(self.features) and min(self.features) > 0
-        require(good, "model.features", "one or more positive integers", self.features)
-        require(self.kernel_size > 0, "model.kernel_size", "positive", self.kernel_size)
+        configs.require(good, "model.features", "one or more positive integers", self.features)
+        configs.require(self.kernel_size > 0, "model.kernel_size", "positive", self.kernel_size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,60 +63,31 @@ class Config(configs.Config):
     optimizer: Optimizer = Optimizer()
 
 
-class State(NamedTuple):
-    """What a step changes."""
-
-    params: Any
-    opt_state: optax.OptState
-
-
 def build(config: Config) -> Autoencoder:
     """The task, with its digits split as the config says."""
-    try:
-        split = data.digits(config.data.heldout, config.train.seed)
-    except ValueError as error:
-        raise ConfigError(f"data.{error}") from error
-    return Autoencoder(config, split)
+    return Autoencoder(config, data.digits(config.data.heldout, config.train.seed))
 
 
-class Autoencoder:
+class Autoencoder(Supervised):
     """Digits to codes and back; see `task.Task`."""
 
     def __init__(self, config: Config, split: data.Split) -> None:
         self.config = config
         self.split = split
-        self.model = build_model(config, split.train.shape[1:])
-        self.rules = linen.rules(self.model, split.train[:1])
-        steps = config.train.steps
-        rate = optax.cosine_decay_schedule(config.optimizer.learning_rate, steps)
-        self.optimizer = transforms.with_rules(optax.adam(rate), self.rules)
-        self.decode = jax.jit(lambda params, images: jax.nn.sigmoid(self.logits(params, images)))
+        model = build_model(config, split.train.shape[1:])
+        super().__init__(model, split.train[:1], config.optimizer, config.train.steps)
+        self.decode = jax.jit(lambda params, images: jax.nn.sigmoid(self.outputs(params, images)))
         self.about = [f"{len(split.train)} images to train on, {len(split.heldout)} held out"]
-
-    def init(self, key: jax.Array) -> State:
-        """Fresh parameters, and Adam's moments."""
-        params = self.model.init(key, self.split.train[:1])["params"]
-        return State(params, self.optimizer.init(params))
 
     def batch(self, rng: np.random.Generator) -> np.ndarray:
         """Training images, shifted at random."""
         count, shift = self.config.train.batch_size, self.config.data.shift
         return data.sample(rng, self.split.train, count, shift)
 
-    def step(self, state: State, batch: jax.Array) -> tuple[State, dict[str, jax.Array]]:
-        """One update of the parameters."""
-
-        def loss_fn(params: Any) -> jax.Array:
-            # The squared error of a sigmoid has a plateau where everything is black; this has none.
-            return mean(optax.sigmoid_binary_cross_entropy(self.logits(params, batch), batch))
-
-        loss, gradients = jax.value_and_grad(loss_fn)(state.params)
-        updates, opt_state = self.optimizer.update(gradients, state.opt_state, state.params)
-        return State(optax.apply_updates(state.params, updates), opt_state), {"loss": loss}
-
-    def params(self, state: State) -> Any:
-        """Of both halves."""
-        return state.params
+    def loss(self, params: Any, batch: jax.Array) -> jax.Array:
+        """The cross entropy of pixels; the model's outputs are their logits."""
+        # The squared error of a sigmoid has a plateau where everything is black; this has none.
+        return mean(optax.sigmoid_binary_cross_entropy(self.outputs(params, batch), batch))
 
     def evaluate(self, state: State) -> Figures:
         """The squared error on held-out images, and its ratio to PCA's."""
@@ -153,11 +114,6 @@ class Autoencoder:
         pca = data.fit_pca(self.split.train, self.config.model.latent)
         return data.reconstruct(pca, self.split.heldout)
 
-    def logits(self, params: Any, images: jax.Array) -> jax.Array:
-        """Reconstructions before the sigmoid, in float32."""
-        logits: Any = self.model.apply({"params": params}, images)
-        return logits.astype(jnp.float32)
-
     def decoded(self, params: Any, images: np.ndarray) -> np.ndarray:
         """What the model makes of images, in pieces that fit into memory."""
         starts = range(0, len(images), EVALUATED_AT_ONCE)
@@ -171,7 +127,7 @@ def build_model(config: Config, shape: tuple[int, ...]) -> models.Autoencoder:
     features = config.model.features
     scale = 2 ** len(features)
     if height % scale or width % scale:
-        raise ConfigError(
+        raise configs.ConfigError(
             f"model.features: {len(features)} halvings need images whose sides are "
             f"divisible by {scale}, these are {height} x {width}"
         )

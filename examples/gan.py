@@ -16,7 +16,6 @@ from jax.typing import DTypeLike
 import config as configs
 import data
 import pictures
-from config import ConfigError, require
 from frechet import Critic
 from task import DEVICES, Batch, Figures, mean
 from upconv import transforms
@@ -28,17 +27,8 @@ AT_ONCE = 500
 
 
 @dataclasses.dataclass(frozen=True)
-class Data:
+class Data(data.Digits):
     """The images."""
-
-    heldout: int = 1000
-    """How many of the 5,000 digits training never sees."""
-    shift: int = 1
-    """Training images are moved by up to this many pixels, at random."""
-
-    def __post_init__(self) -> None:
-        require(self.heldout > 0, "data.heldout", "positive", self.heldout)
-        require(self.shift >= 0, "data.shift", "0 or more", self.shift)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,10 +46,14 @@ class Model(configs.Declarations):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.latent > 0, "model.latent", "positive", self.latent)
-        require(min(self.features) > 0, "model.features", "two positive integers", self.features)
-        require(self.kernel_size > 0, "model.kernel_size", "positive", self.kernel_size)
-        require(0 <= self.averaging < 1, "model.averaging", "from 0 to below 1", self.averaging)
+        configs.require(self.latent > 0, "model.latent", "positive", self.latent)
+        configs.require(
+            min(self.features) > 0, "model.features", "two positive integers", self.features
+        )
+        configs.require(self.kernel_size > 0, "model.kernel_size", "positive", self.kernel_size)
+        configs.require(
+            0 <= self.averaging < 1, "model.averaging", "from 0 to below 1", self.averaging
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,9 +70,9 @@ class Optimizer:
     def __post_init__(self) -> None:
         for key in ("generator", "discriminator"):
             rate = getattr(self, key)
-            require(0 < rate < float("inf"), f"optimizer.{key}", "positive", rate)
+            configs.require(0 < rate < float("inf"), f"optimizer.{key}", "positive", rate)
         good = 0 <= self.momentum < 1
-        require(good, "optimizer.momentum", "from 0 to below 1", self.momentum)
+        configs.require(good, "optimizer.momentum", "from 0 to below 1", self.momentum)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,11 +164,7 @@ class State(NamedTuple):
 
 def build(config: Config) -> GAN:
     """The task, with its digits split as the config says."""
-    try:
-        split = data.digits(config.data.heldout, config.train.seed)
-    except ValueError as error:
-        raise ConfigError(f"data.{error}") from error
-    return GAN(config, split)
+    return GAN(config, data.digits(config.data.heldout, config.train.seed))
 
 
 class GAN:

@@ -29,9 +29,9 @@ import config as configs
 import photos
 import restoration
 from checkpoint import CheckpointError, Checkpoints
-from config import ConfigError
 from denoise import Denoise
-from restoration import Restoration, State
+from restoration import Restoration
+from supervised import State
 from task import build
 
 STRIP = 480
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = tyro.cli(Arguments, prog="predict.py", description=__doc__, args=argv)
     try:
         predict(arguments)
-    except (CheckpointError, ConfigError, PictureError) as error:
+    except (CheckpointError, configs.ConfigError, PictureError) as error:
         print(f"predict.py: {error}", file=sys.stderr)
         return 2
     return 0
@@ -97,7 +97,9 @@ def predict(arguments: Arguments) -> None:
     pixels = picture.pixels
     if arguments.add_noise:
         if not isinstance(task, Denoise):
-            raise ConfigError(f"--add-noise: the task of {arguments.run} is {task.config.task}")
+            raise configs.ConfigError(
+                f"--add-noise: the task of {arguments.run} is {task.config.task}"
+            )
         pixels = task.noisy(np.random.default_rng(0), pixels)
     before, after = task.predict(state, pixels)
     write(output, dataclasses.replace(picture, pixels=after))

@@ -14,7 +14,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import config as configs
 import pictures
-from config import Config
 from task import State, Task, constraint_report
 
 
@@ -29,7 +28,7 @@ class Reporter:
         off, are dropped: they will come again.
     """
 
-    def __init__(self, config: Config, task: Task, run: Path, after: int) -> None:
+    def __init__(self, config: configs.Config, task: Task, run: Path, after: int) -> None:
         self.config, self.task, self.run, self.after = config, task, run, after
         self.leads = jax.process_index() == 0
         self.console = Console(highlight=False, soft_wrap=True, quiet=not self.leads)

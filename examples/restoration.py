@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -11,13 +11,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 import config as configs
 import photos
-from config import ConfigError, require
+from supervised import State, Supervised
 from task import Figures, mean
-from upconv import linen, transforms
+from upconv import transforms
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,11 +33,11 @@ class Data:
     def __post_init__(self) -> None:
         unknown = [name for name in self.photos if name not in photos.TRAINING]
         known = ", ".join(photos.TRAINING)
-        require(not unknown, "data.photos", f"some of {known}", ", ".join(unknown))
-        require(bool(self.photos), "data.photos", "one name or more", self.photos)
+        configs.require(not unknown, "data.photos", f"some of {known}", ", ".join(unknown))
+        configs.require(bool(self.photos), "data.photos", "one name or more", self.photos)
         good = bool(self.sizes) and all(0 < size <= 1 for size in self.sizes)
-        require(good, "data.sizes", "one or more numbers above 0, none above 1", self.sizes)
-        require(self.crop > 0, "data.crop", "positive", self.crop)
+        configs.require(good, "data.sizes", "one or more numbers above 0, none above 1", self.sizes)
+        configs.require(self.crop > 0, "data.crop", "positive", self.crop)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,13 +65,6 @@ class Config(configs.Config):
     optimizer: Optimizer = Optimizer()
 
 
-class State(NamedTuple):
-    """What a step changes."""
-
-    params: Any
-    opt_state: optax.OptState
-
-
 class Pair(NamedTuple):
     """What the model is shown, and what it should make of it."""
 
@@ -80,7 +72,7 @@ class Pair(NamedTuple):
     good: np.ndarray
 
 
-class Restoration(ABC):
+class Restoration(Supervised):
     """A `task.Task`, but for what the images are and how they are measured.
 
     Args:
@@ -104,17 +96,17 @@ class Restoration(ABC):
         reach: int,
         grid: int = 1,
     ) -> None:
-        self.config, self.model, self.scale = config, model, scale
+        self.config, self.scale = config, scale
         # Tile and margin are multiples of the grid, so that all tiles see it in the same place.
         self.margin = -(-reach // grid) * grid
         self.tile = 2 * self.margin + -(-self.TILE // grid) * grid
-        require(config.data.crop % grid == 0, "data.crop", f"divisible by {grid}", config.data.crop)
+        configs.require(
+            config.data.crop % grid == 0, "data.crop", f"divisible by {grid}", config.data.crop
+        )
         self.views = self.load()
         self.about = self.describe()
-        self.example = np.zeros((1, config.data.crop, config.data.crop, channels), np.float32)
-        self.rules = linen.rules(model, self.example)
-        rate = optax.cosine_decay_schedule(config.optimizer.learning_rate, config.train.steps)
-        self.optimizer = transforms.with_rules(optax.adam(rate), self.rules)
+        example = np.zeros((1, config.data.crop, config.data.crop, channels), np.float32)
+        super().__init__(model, example, config.optimizer, config.train.steps)
         self.apply = jax.jit(self.outputs)
 
     @abstractmethod
@@ -152,7 +144,7 @@ class Restoration(ABC):
                 views.append(self.examples(photos.resize(image, height, width)))
         smallest = min(min(view[0].shape[:2]) for view in views)
         if self.config.data.crop > smallest:
-            raise ConfigError(
+            raise configs.ConfigError(
                 f"data.crop: the smallest photograph leaves {smallest} pixels, "
                 f"got {self.config.data.crop}"
             )
@@ -164,35 +156,14 @@ class Restoration(ABC):
         names = ", ".join(self.config.data.photos)
         return [f"{pixels:,} pixels of {names}; held out: {', '.join(self.heldout)}"]
 
-    def init(self, key: jax.Array) -> State:
-        """Fresh parameters, and Adam's moments."""
-        params = self.model.init(key, self.example)["params"]
-        return State(params, self.optimizer.init(params))
-
     def batch(self, rng: np.random.Generator) -> Pair:
         """Crops, turned and mirrored."""
         count, size = self.config.train.batch_size, self.config.data.crop
         return self.pairs(rng, photos.crops(rng, self.views, count, size))
 
-    def step(self, state: State, batch: Pair) -> tuple[State, dict[str, jax.Array]]:
-        """One update of the parameters."""
-
-        def loss_fn(params: Any) -> jax.Array:
-            # The squared error is what PSNR measures.
-            return mean(jnp.square(self.outputs(params, batch.bad) - batch.good))
-
-        loss, gradients = jax.value_and_grad(loss_fn)(state.params)
-        updates, opt_state = self.optimizer.update(gradients, state.opt_state, state.params)
-        return State(optax.apply_updates(state.params, updates), opt_state), {"loss": loss}
-
-    def params(self, state: State) -> Any:
-        """The model's."""
-        return state.params
-
-    def outputs(self, params: Any, images: Any) -> jax.Array:
-        """What the model makes of images that suit it, in float32."""
-        outputs: Any = self.model.apply({"params": params}, images)
-        return outputs.astype(jnp.float32)
+    def loss(self, params: Any, batch: Pair) -> jax.Array:
+        """The squared error, which is what PSNR measures."""
+        return mean(jnp.square(self.outputs(params, batch.bad) - batch.good))
 
     def restore(self, state: State, image: np.ndarray) -> np.ndarray:
         """What the model makes of an image of any size, `(height, width, channels)`.

@@ -16,10 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+import config as configs
 import photos
 import restoration
-from config import require
-from restoration import Pair, State
+from restoration import Pair
+from supervised import State
 from upconv.initializers import icnr
 from upconv.linen import Conv2DTranspose
 from upconv.rules import Constraint, Regularizer
@@ -36,7 +37,7 @@ class Data(restoration.Data):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.scale > 1, "data.scale", "2 or more", self.scale)
+        configs.require(self.scale > 1, "data.scale", "2 or more", self.scale)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +54,8 @@ class Model(restoration.Model):
     def __post_init__(self) -> None:
         super().__post_init__()
         for key in ("features", "shrunk"):
-            require(getattr(self, key) > 0, f"model.{key}", "positive", getattr(self, key))
-        require(self.mappings >= 0, "model.mappings", "0 or more", self.mappings)
+            configs.require(getattr(self, key) > 0, f"model.{key}", "positive", getattr(self, key))
+        configs.require(self.mappings >= 0, "model.mappings", "0 or more", self.mappings)
 
 
 @dataclasses.dataclass(frozen=True)

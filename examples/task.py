@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from config import Config
+import config as configs
 from upconv import constraints
-from upconv.rules import Rule, path_string
+from upconv.rules import Rule, path_strings
 
 DEVICES = "devices"
 """The mesh axis over which a batch is split."""
@@ -70,7 +70,7 @@ class Task(Protocol):
         """What the figures are to be compared with; asked for at the end."""
 
 
-def build(config: Config) -> Task:
+def build(config: configs.Config) -> Task:
     """The task that a config describes.
 
     Raises:
@@ -89,10 +89,8 @@ def constraint_report(task: Task, state: State) -> list[dict[str, Any]]:
 
     Applies every constraint once more: what is allowed does not move, but for rounding.
     """
-    leaves = {
-        path_string(path): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(task.params(state))
-    }
+    paths, values = zip(*jax.tree_util.tree_leaves_with_path(task.params(state)), strict=True)
+    leaves = dict(zip(path_strings(paths), values, strict=True))
     report = []
     for path, rule in task.rules.items():
         if rule.constraint is None:

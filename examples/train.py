@@ -2,6 +2,8 @@
 
     python examples/train.py configs/digits_autoencoder.toml [--SECTION.KEY VALUE ...]
 
+`train.py CONFIG --help` lists all keys of that config; without CONFIG, those of every task alone.
+
 Into the folder `run` it writes metrics.jsonl (a line per `train.log_every` steps), pictures of
 held-out samples, checkpoints, and in the end summary.json. Ctrl-C or SIGTERM stops it after a last
 checkpoint, from which `--resume` goes on to the same numbers as if nothing had happened. The batch
@@ -36,7 +38,6 @@ from jax.sharding import PartitionSpec as P
 
 import config as configs
 from checkpoint import CheckpointError, Checkpoints
-from config import Config, ConfigError
 from reporting import Reporter
 from task import DEVICES, Batch, State, Task, build
 
@@ -57,8 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = configs.from_command_line(argv, description=__doc__ or "")
         join_hosts()
-        return train(config, build_named(argv[0], config))
-    except (ConfigError, CheckpointError) as error:
+        return train(config, build_named(argv, config))
+    except (configs.ConfigError, CheckpointError) as error:
         return fail(2, error)
     except DivergedError as error:
         return fail(1, error)
@@ -80,8 +81,8 @@ def join_hosts() -> None:
         )
 
 
-def build_named(path: str, config: Config) -> Task:
-    """The task of a config; errors name the config's file."""
+def build_named(argv: Sequence[str], config: configs.Config) -> Task:
+    """The task of a config that the command line has given; errors say where, see `located`."""
     try:
         size, devices = config.train.batch_size, jax.device_count()
         expected = f"divisible by the number of devices, {devices}"
@@ -92,12 +93,25 @@ def build_named(path: str, config: Config) -> Task:
     except ModuleNotFoundError as error:
         if error.name != "tensorboardX":
             raise
-        raise ConfigError(f"{path}: train.tensorboard: needs the extra `tensorboard`") from error
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
+        raise located("train.tensorboard: needs the extra `tensorboard`", argv) from error
+    except configs.ConfigError as error:
+        raise located(str(error), argv) from error
 
 
-def train(config: Config, task: Task) -> int:
+def located(message: str, argv: Sequence[str]) -> configs.ConfigError:
+    """An error whose message begins with a key, behind the config's file unless an option gave it.
+
+    >>> argv = ["digits.toml", "--train.batch-size=3"]
+    >>> located("train.batch_size: too few", argv), located("data.heldout: too many", argv)
+    (ConfigError('train.batch_size: too few'), ConfigError('digits.toml: data.heldout: too many'))
+    """
+    path, *options = argv
+    given = {option.partition("=")[0].replace("-", "_") for option in options}
+    key = message.partition(":")[0]
+    return configs.ConfigError(message if f"__{key}" in given else f"{path}: {message}")
+
+
+def train(config: configs.Config, task: Task) -> int:
     """Train, write the run's files, and return the exit status: 0, or that of a signal."""
     settings, run = config.train, claimed_folder(config)
     mesh = Mesh(np.array(jax.devices()), (DEVICES,))
@@ -158,15 +172,32 @@ class Meter:
         return {"step": self.step, "seconds": round(self.seconds, 3), **means}
 
 
-def claimed_folder(config: Config) -> Path:
-    """The run's folder, made if need be; emptied of an earlier run if the config says so."""
+def claimed_folder(config: configs.Config) -> Path:
+    """The run's folder, made if need be; emptied of an earlier run if the config says so.
+
+    Raises:
+      ConfigError: if it is in use, or cannot be used.
+      CheckpointError: if it should have a checkpoint and has none.
+    """
     run = Path(config.run or "runs")
+    try:
+        claim(run, config)
+    except OSError as error:
+        why = error.strerror or error
+        raise configs.ConfigError(f"run: {run} cannot be used as a folder: {why}") from error
+    # No process looks again before all have looked, and nothing is written before.
+    multihost_utils.sync_global_devices("claimed")
+    return run
+
+
+def claim(run: Path, config: configs.Config) -> None:
+    """The part of `claimed_folder` that each process does by itself."""
     if config.resume and config.overwrite:
-        raise ConfigError("resume and overwrite: give one of them")
+        raise configs.ConfigError("resume and overwrite: give one of them")
     if config.resume:
         Checkpoints(run, read_only=True).close()  # raises if there is nothing to go on from
     elif not config.overwrite and any(run.glob("checkpoints/*")):
-        raise ConfigError(
+        raise configs.ConfigError(
             f"{run} holds the checkpoints of a run: go on with --resume, delete them with "
             "--overwrite, or name another folder with --run"
         )
@@ -175,12 +206,12 @@ def claimed_folder(config: Config) -> Path:
             shutil.rmtree(run / name, ignore_errors=True)
         for name in ("metrics.jsonl", "summary.json"):
             (run / name).unlink(missing_ok=True)
-    # No process looks again before all have looked, and nothing is written before.
-    multihost_utils.sync_global_devices("claimed")
-    return run
+        (run / "checkpoints").mkdir(parents=True, exist_ok=True)
 
 
-def begin(config: Config, task: Task, mesh: Mesh, checkpoints: Checkpoints) -> tuple[State, Meter]:
+def begin(
+    config: configs.Config, task: Task, mesh: Mesh, checkpoints: Checkpoints
+) -> tuple[State, Meter]:
     """The state to start from: the task's first, or that of the newest checkpoint.
 
     Raises:
@@ -196,13 +227,13 @@ def begin(config: Config, task: Task, mesh: Mesh, checkpoints: Checkpoints) -> t
     like = jax.eval_shape(init, key)
     meter = Meter(**about["meter"])
     if meter.step > config.train.steps:
-        raise ConfigError(
+        raise configs.ConfigError(
             f"train.steps: the checkpoint has {meter.step} steps already, got {config.train.steps}"
         )
     return checkpoints.restore(like), meter
 
 
-def check_same(saved: dict[str, Any], config: Config, folder: Path) -> None:
+def check_same(saved: dict[str, Any], config: configs.Config, folder: Path) -> None:
     """Raises a CheckpointError that names the keys in which the config is not the one saved."""
     ours, theirs = flat(configs.to_table(config)), flat(saved)
     different = [
@@ -237,7 +268,7 @@ def make_step(
     return jax.jit(step, donate_argnums=0)
 
 
-def draw(config: Config, task: Task, mesh: Mesh, step: int) -> Batch:
+def draw(config: configs.Config, task: Task, mesh: Mesh, step: int) -> Batch:
     """The batch of a step, decided by the seed and the step alone, on the devices."""
     batch = task.batch(np.random.default_rng([config.train.seed, step]))
     split = NamedSharding(mesh, P(DEVICES))
@@ -253,7 +284,7 @@ def here(state: State) -> State:
     return jax.tree.map(lambda array: array.addressable_data(0), state)
 
 
-def save(checkpoints: Checkpoints, config: Config, meter: Meter, state: State) -> None:
+def save(checkpoints: Checkpoints, config: configs.Config, meter: Meter, state: State) -> None:
     """Save what a resumed run needs.
 
     Raises:

@@ -296,7 +296,8 @@ def test_keras_on_another_backend_is_left_out(monkeypatch: pytest.MonkeyPatch) -
     [(["--layers", "dcgan9"], "'dcgan9' is none of dcgan1, "),
      (["--peers", "flax,caffe"], "'caffe' is none of upconv, flax, "),
      (["--rounds", "0"], "--rounds must be at least 1"),
-     (["--dtype", "float16"], "invalid choice")],
+     (["--dtype", "float16"], "invalid choice"),
+     (["--maps", "--chart", "speed.svg"], "--chart draws training steps, which --maps does not")],
 )  # fmt: skip
 def test_bad_options_are_named(
     options: list[str], message: str, capsys: pytest.CaptureFixture[str]
@@ -304,6 +305,38 @@ def test_bad_options_are_named(
     with pytest.raises(SystemExit):
         bench.arguments(options)
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--json", "--chart"])
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [(".", "Is a directory"), ("file/new", "Not a directory"), ("file/a/new", "Not a directory")],
+)
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(
+    option: str, name: str, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("kept")
+    path = tmp_path / name
+    with pytest.raises(SystemExit):
+        bench.arguments([option, str(path)])
+    told = capsys.readouterr().err
+    assert f"argument {option}: {path} cannot be written: {reason}\n" in told
+
+
+def test_trying_whether_a_file_can_be_written_changes_none(tmp_path: Path) -> None:
+    old, new = tmp_path / "old.json", tmp_path / "new" / "speed.svg"
+    old.write_text("kept")
+    bench.arguments(["--json", str(old), "--chart", str(new)])
+    assert old.read_text() == "kept"
+    assert not new.exists()
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_stopwatch_waits_for_the_last_of_its_calls(batch: int) -> None:
+    calls, waited = iter(range(10)), []
+    assert bench.stopwatch(lambda: next(calls), waited.append, batch)() > 0
+    assert waited == [batch - 1]
+    assert next(calls) == batch
 
 
 # ------------------------------------------------------------------ results

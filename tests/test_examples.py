@@ -174,19 +174,49 @@ def test_a_bad_config_is_refused_by_file_and_key(
     [
         ["--train.step", "3"],
         ["--train.steps", "three"],
-        ["--train.steps", "0"],
-        ["--model.kernel-constraint", "MaxNrom(2.0)"],
         ["train.steps=3"],
     ],
     ids=" ".join,
 )
-def test_a_bad_override_is_refused_by_name(
+def test_an_override_that_cannot_be_read_is_refused_by_name(
     override: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stop:
         train.main([str(DIGITS), *override])
     assert stop.value.code == 2
     assert override[0].removeprefix("--").split(".")[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (["--train.steps", "0"], "train.steps: must be positive, got 0"),
+        (["--data.heldout", "0"], "data.heldout: must be positive, got 0"),
+        (["--model.kernel-constraint", "MaxNrom(2.0)"], "model.kernel_constraint: expected NAME"),
+        # These only the data tell.
+        (
+            ["--data.heldout", "1001"],
+            "data.heldout: must be a multiple of 10 (one per class) from 10 to 4990, got 1001",
+        ),
+        (["--model.features=4", "4", "4"], "model.features: 3 halvings need"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_an_override_that_means_nothing_is_refused_as_what_it_is(
+    override: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By its key alone, once: the config's file is not at fault."""
+    assert train.main([str(DIGITS), *override]) == 2
+    assert capsys.readouterr().err.startswith(f"train.py: {message}")
+
+
+def test_a_file_is_at_fault_whatever_else_is_overridden(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text("task = 'autoencoder'\n[data]\nheldout = 5000")
+    assert train.main([str(path), "--data.shift", "2", "--run", "data.heldout"]) == 2
+    assert capsys.readouterr().err.startswith(f"train.py: {path}: data.heldout: must be")
 
 
 @pytest.mark.parametrize("argv", [[], ["no/such.toml"]], ids=["none", "missing"])
@@ -204,6 +234,7 @@ def test_help_lists_the_keys(argv: list[str], capsys: pytest.CaptureFixture[str]
     config = configs.Config if argv == ["--help"] else autoencoder.Config
     for section in dataclasses.fields(config):
         assert (f"--{section.name}" in shown) == (section.name != "task")
+    assert "`train.py CONFIG --help` lists all keys of that config" in " ".join(shown.split())
 
 
 def test_overrides_replace_what_the_file_says() -> None:

@@ -347,5 +347,9 @@ def test_what_makes_no_sense_is_refused(name: str, options: dict[str, Any], mess
 def test_the_trainer_says_which_file_is_at_fault(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text("task = 'denoise'\n[data]\ncrop = 15")
+    assert train.main([str(path), "--run", str(tmp_path)]) == 2
+    assert f"{path}: data.crop" in capsys.readouterr().err
     assert train.main(photo_runs.arguments("denoise", run=tmp_path, data__crop=15)) == 2
-    assert "photos_denoise.toml: data.crop" in capsys.readouterr().err
+    assert capsys.readouterr().err.startswith("train.py: data.crop")

@@ -302,6 +302,28 @@ def test_a_folder_with_checkpoints_is_not_overwritten_unless_told(
     assert {p.name for p in (run / "pictures").iterdir()} == {"kernel-000003.png"}
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "why"),
+    [
+        ("file", [], "Not a directory"),
+        ("file", ["--overwrite"], "Not a directory"),
+        ("file/new", [], "Not a directory"),
+        (256 * "x", [], "File name too long"),
+        (256 * "x", ["--resume"], "File name too long"),
+        (".", [], "File exists"),  # `checkpoints` does
+    ],
+)
+def test_what_cannot_be_a_folder_is_refused(
+    name: str, options: list[str], why: str, path: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    for file in ("file", "checkpoints"):
+        (tmp_path / file).write_text("kept")
+    run = tmp_path / name
+    message = refuses([str(path), "--run", str(run), *options], tmp_path, capsys)
+    assert message == f"train.py: run: {run} cannot be used as a folder: {why}\n"
+
+
 def test_resuming_from_nothing_is_refused(
     path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -108,7 +108,5 @@ def test_a_step_in_bfloat16_moves_both_and_keeps_parameters_in_float32() -> None
 def test_what_means_nothing_is_refused(
     key: str, value: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as stop:
-        train.main([str(GAN), f"--{key}", value])
-    assert stop.value.code == 2
-    assert key.split(".")[0] in capsys.readouterr().err
+    assert train.main([str(GAN), f"--{key}", value]) == 2
+    assert capsys.readouterr().err.startswith(f"train.py: {key}: must be ")

@@ -513,9 +513,9 @@ def stopwatch(
 
     def seconds() -> float:
         start = time.perf_counter()
-        for _ in range(batch):
-            result = call()
-        wait(result)
+        for _ in range(batch - 1):
+            call()
+        wait(call())
         return (time.perf_counter() - start) / batch
 
     return seconds
@@ -1021,11 +1021,13 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--rounds", type=int, default=5, help="turns that each peer gets (default: 5)")
     add("--quick", action="store_true", help="tiny layers, one round: does everything run?")
     add("--maps", action="store_true", help="every way of computing each map, instead of peers")
-    add("--json", type=Path, metavar="FILE", help="write all that was measured")
-    add("--chart", type=Path, metavar="FILE.svg", help="draw the training steps")
+    add("--json", type=_output, metavar="FILE", help="write all that was measured")
+    add("--chart", type=_output, metavar="FILE.svg", help="draw the training steps")
     args = parser.parse_args(argv)
     if args.rounds < 1:
-        parser.error("--rounds must be at least 1")
+        parser.error(f"--rounds must be at least 1, got {args.rounds}")
+    if args.chart and args.maps:
+        parser.error("--chart draws training steps, which --maps does not measure: leave one out")
     return args
 
 
@@ -1038,6 +1040,25 @@ def _names(known: Mapping[str, Any]) -> Callable[[str], list[str]]:
         return [name for name in known if name in names]
 
     return parse
+
+
+def _output(text: str) -> Path:
+    """A file that can be written, in a folder that is made if need be.
+
+    That is tried before an hour is spent on what the file is to hold; it stays as it is.
+    """
+    path = Path(text)
+    try:
+        new = not path.exists()
+        if not path.parent.exists():
+            path.parent.mkdir(parents=True)
+        path.open("a").close()
+        if new:
+            path.unlink()
+    except OSError as error:
+        reason = f"{text} cannot be written: {error.strerror}"
+        raise argparse.ArgumentTypeError(reason) from error
+    return path
 
 
 def present(peers: Iterable[str], say: Callable[[str], None] = print) -> list[str]:
@@ -1072,7 +1093,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     report |= (_report_maps if args.maps else _report_peers)(args, layers, effort)
     if args.json:
         write(args.json, json.dumps(report, indent=1) + "\n")
-    if args.chart and not args.maps:
+    if args.chart:
         env = report["environment"]
         device = f"{env['cpu']}, {env['cores']} cores" if env["device"] == "cpu" else env["device"]
         subtitle = f"{args.dtype}, {device}, jax {env['versions']['jax']}"
