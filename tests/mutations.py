@@ -433,8 +433,8 @@ MUTATIONS = [
     Mutation(
         "a frozen layer has parameters",
         "linen",
-        'return self.variable("non_trainable", name, initial).value',
-        "return self.param(name, lambda _: initial())",
+        'value = self.variable("non_trainable", name, initial).value',
+        "value = self.param(name, lambda _: initial())",
         ("test_linen", "trainable_false"),
     ),
     Mutation(

@@ -257,6 +257,27 @@ def test_keras_fans_are_swapped() -> None:
     assert abs(float(jnp.std(draws)) / np.sqrt(2 / (3 * 64)) - 1) < 0.05
 
 
+def test_a_uniform_initializer_of_tensorflow_1_ends_at_one() -> None:
+    """Its config holds no upper bound, which Keras's own always do."""
+    spec = {"class_name": "RandomUniform", "config": {"minval": 0, "maxval": None, "seed": None}}
+    config = {"filters": 2, "kernel_size": 3, "use_bias": False, "kernel_initializer": spec}
+    module, _ = interop.from_keras(config, [np.ones((3, 2, 4), np.float32)])
+    assert module.kernel_initializer == initializers.Uniform(0.0, 1.0)
+
+
+def test_an_activation_without_a_hash_is_refused_by_name() -> None:
+    @dataclasses.dataclass
+    class Scaled:
+        factor: float
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return self.factor * x
+
+    module = linen.Conv1DTranspose(4, 3, activation=Scaled(2.0))
+    with pytest.raises(ValueError, match=r"activation=.*Scaled.* is not in Keras"):
+        interop.to_keras(module, variables_of(module))
+
+
 def swoosh(x: jax.Array) -> jax.Array:
     return x * jax.nn.sigmoid(x)
 

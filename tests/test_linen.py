@@ -226,6 +226,32 @@ def test_trainable_false_hides_the_parameters_from_optimizers(rng: np.random.Gen
     )
 
 
+@pytest.mark.parametrize("name", ["kernel", "bias"])
+def test_frozen_parameters_keep_their_shapes(name: str, rng: np.random.Generator) -> None:
+    """As Flax sees to it where they are parameters: a bias of one number would be broadcast."""
+    x = images(rng)
+    frozen = layer(trainable=False)
+    held = dict(frozen.init(KEY, x)["non_trainable"])
+    held[name] = held[name][:1]
+    with pytest.raises(ValueError, match=rf"the {name} of '' must have the shape \(.*got \(1,"):
+        frozen.apply({"non_trainable": held}, x)
+
+
+def test_activation_may_be_a_module(rng: np.random.Generator) -> None:
+    x = images(rng)
+    module = layer(activation=nn.PReLU(negative_slope_init=0.3))
+    variables = module.init(KEY, x)
+    assert set(variables["params"]) == {"kernel", "bias", "activation"}
+    plain = layer().apply(variables, x)
+    np.testing.assert_allclose(
+        module.apply(variables, x), np.where(plain > 0, plain, 0.3 * plain), rtol=1e-6
+    )
+    nested = nn.Sequential([module])
+    np.testing.assert_array_equal(
+        nested.apply({"params": {"layers_0": variables["params"]}}, x), module.apply(variables, x)
+    )
+
+
 def test_scope_name(rng: np.random.Generator) -> None:
     names = []
 
@@ -584,6 +610,16 @@ def test_nothing_remains_after_a_failure(rng: np.random.Generator) -> None:
         rules(Fails(), images(rng))
     variables = declaring().init(KEY, images(rng))
     assert isinstance(variables["params"]["kernel"], jax.Array)
+
+
+def test_rules_of_a_model_that_reads_the_parameters_itself(rng: np.random.Generator) -> None:
+    x = images(rng)
+    model = nn.SpectralNorm(declaring())
+    model.init(KEY, x, update_stats=False)
+    with pytest.raises(
+        ValueError, match=r"cannot be collected from SpectralNorm: .* by hand"
+    ):
+        rules(model, x, update_stats=False)
 
 
 def test_regularized_and_constrained_training(rng: np.random.Generator) -> None:

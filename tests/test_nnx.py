@@ -162,6 +162,12 @@ def test_config_has_one_spelling() -> None:
 # ------------------------------------------------------------------ variables and rules
 
 
+def test_activation_must_not_be_a_module() -> None:
+    """Its variables would be out of sight: neither trained nor kept."""
+    with pytest.raises(TypeError, match=r"activation must be a function: .*, got PReLU"):
+        layer(activation=nnx.PReLU())
+
+
 def test_variables_carry_metadata() -> None:
     module = layer(
         kernel_regularizer=L2(1.0),

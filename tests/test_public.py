@@ -356,7 +356,7 @@ TABLE: dict[str, Row] = {
         value=lambda: RULES["kernel"], without=no_arrays("it declares, and computes nothing")
     ),
     "upconv.rules.Rules": TYPE,
-    "upconv.rules.path_string": Row(without=no_arrays("of keys, it makes a string") | FUNCTION),
+    "upconv.rules.path_strings": Row(without=no_arrays("of keys, it makes a string") | FUNCTION),
     "upconv.transforms.add_regularization": transformation(
         lambda: transforms.add_regularization(RULES)
     ),

@@ -68,6 +68,8 @@ ARGUMENTS: dict[str, list[Any]] = {
         "highest",
         jax.lax.Precision.HIGH,
         ("default", jax.lax.Precision.HIGHEST),
+        ["high", "highest"],
+        jax.lax.DotAlgorithmPreset.TF32_TF32_F32,
     ],
     "lowering": ["matmul"],
 }
@@ -101,6 +103,7 @@ def test_linen_layers_come_back_equal(name: str, value: Any) -> None:
     config = to_config(layer)
     back = from_config(through_json(config))
     assert back == layer
+    assert hash(back) == hash(layer)
     assert getattr(back, name) == getattr(layer, name)
     assert type(back) is linen.Conv2DTranspose
     assert to_config(back) == config

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -14,7 +14,7 @@ from flax.core import freeze
 
 from upconv.constraints import MaxNorm, NonNeg
 from upconv.regularizers import L1, L1L2, L2
-from upconv.rules import Rule, path_string
+from upconv.rules import Rule, path_strings
 from upconv.transforms import add_regularization, penalty, project, with_rules
 
 Params = dict[str, Any]
@@ -419,5 +419,31 @@ def test_bad_rules(fields: Any, match: str) -> None:
 
 def test_paths_of_sequences(rng: np.random.Generator) -> None:
     params = {"blocks": [{"kernel": normal(rng, 2)}, {"kernel": normal(rng, 3)}]}
-    paths = [path_string(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    paths = path_strings([path for path, _ in jax.tree_util.tree_leaves_with_path(params)])
     assert paths == ["blocks/0/kernel", "blocks/1/kernel"]
+
+
+class Attention(NamedTuple):
+    """Not a box: one of its parameters is called as what boxes hold."""
+
+    key: Any
+    value: Any
+
+
+def test_a_parameter_may_be_called_value(rng: np.random.Generator) -> None:
+    params = {"attention": Attention(normal(rng, 2), normal(rng, 3))}
+    rules = {"attention/value": Rule(jnp.sum, jnp.zeros_like)}
+    np.testing.assert_allclose(penalty(params, rules), params["attention"].value.sum(), rtol=1e-6)
+    optimizer = project(rules)
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    assert (updates["attention"].key == params["attention"].key).all()
+    np.testing.assert_allclose(updates["attention"].value, -params["attention"].value, rtol=1e-6)
+    with pytest.raises(ValueError, match="no parameter matches the rule for 'attention'"):
+        penalty(params, {"attention": Rule(jnp.sum)})
+
+
+def test_penalty_of_many_dtypes_under_strict_promotion(rng: np.random.Generator) -> None:
+    rules = {"a": Rule(jnp.sum), "b": Rule(jnp.sum)}
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
+        params = {"a": jnp.ones(2, jnp.float64), "b": jnp.ones(3, jnp.bfloat16)}
+        assert float(penalty(params, rules)) == 5

@@ -332,12 +332,12 @@ def _to_keras_activation(value: Any, custom: Mapping[str, Any]) -> Any:
         if known is value:
             return name
     value = getattr(jax.nn, value) if isinstance(value, str) else value
-    same = {
-        jax.nn.identity: None,
-        jax.nn.leaky_relu: activations.LeakyReLU(0.01),
-        jnp.exp: activations.Exponential(),
-    }
-    value = same.get(value, value)
+    same = (
+        (jax.nn.identity, None),
+        (jax.nn.leaky_relu, activations.LeakyReLU(0.01)),
+        (jnp.exp, activations.Exponential()),
+    )
+    value = next((ours for function, ours in same if function is value), value)
     for name, ours in _KERAS_ACTIVATIONS.items():
         if value == (getattr(jax.nn, ours) if isinstance(ours, str) else ours):
             return name
@@ -355,7 +355,8 @@ def _from_keras_object(name: str, value: Any, module: str, custom: Mapping[str, 
         return None
     if called in custom:
         return custom[called]
-    config = {k: v for k, v in config.items() if k not in ("seed", "dtype") and v is not None}
+    missing = {k for k, v in config.items() if v is None}
+    config = {k: v for k, v in config.items() if k not in ("seed", "dtype", *missing)}
     tables: list[dict[str, Any]] = [_KERAS_RECORDS[module]]
     if module == "keras.initializers":
         tables += [_KERAS_FUNCTIONS, _KERAS_SCALINGS, {"VarianceScaling": None}]
@@ -370,6 +371,8 @@ def _from_keras_object(name: str, value: Any, module: str, custom: Mapping[str, 
     if key in _KERAS_FUNCTIONS:
         _check_keys(name, config, ())
         return ours
+    if "maxval" in missing:
+        config["maxval"] = 1.0  # TensorFlow 1's, for floating-point numbers
     if dataclasses.is_dataclass(ours):
         _check_keys(name, config, [f.name for f in dataclasses.fields(ours)])
         return cast("Any", ours)(**config)
@@ -562,6 +565,11 @@ def from_torch(layer: Any, weights: Mapping[str, Any] | None = None) -> Pair:
     trainable = True
     if weights is None:
         home, name = type(layer).__module__, type(layer).__name__
+        if hasattr(layer, "parametrizations"):
+            raise ValueError(
+                f"layer must hold its weight itself, got a {name} that computes it from others: "
+                "torch.nn.utils.parametrize.remove_parametrizations makes it a plain one"
+            )
         if not home.startswith("torch.nn.modules.") or name not in _TORCH_LAYERS:
             raise TypeError(
                 f"layer must be one of {', '.join(_TORCH_LAYERS)} of torch.nn, or the arguments of "

@@ -103,14 +103,24 @@ class Layer:
         for name, value in self._canonical().items():
             object.__setattr__(self, name, value)
 
-    def __call__(self, inputs: ArrayLike, kernel: ArrayLike, bias: ArrayLike | None) -> jax.Array:
-        """`activation(conv_transpose(inputs, kernel) + bias)`, of arrays of one dtype."""
+    def __call__(
+        self,
+        inputs: ArrayLike,
+        kernel: ArrayLike,
+        bias: ArrayLike | None,
+        activation: Activation | str | None = None,
+    ) -> jax.Array:
+        """`activation(conv_transpose(inputs, kernel) + bias)`, of arrays of one dtype.
+
+        A framework that binds modules gives the activation that it has bound.
+        """
         outputs = functional.conv_transpose(
             inputs, kernel, precision=self.precision, lowering=self.lowering, **self._geometry
         )
         if bias is not None:
             outputs += jnp.expand_dims(bias, range(1, -self.channel_axis))
-        return outputs if self.activation is None else _activation(self.activation)(outputs)
+        activation = self.activation if activation is None else activation
+        return outputs if activation is None else _activation(activation)(outputs)
 
     def activity_loss(self, outputs: jax.Array) -> jax.Array | None:
         """The regularization of the outputs by the batch's size, if there is any."""
@@ -197,11 +207,9 @@ class Layer:
                 raise TypeError(f"{name} must be callable or None, got {value!r}")
         if self.activation is not None:
             _activation(self.activation)
-        if self.dtype is not None:
-            _check_floating("dtype", self.dtype)
-        _check_floating("param_dtype", self.param_dtype)
         functional.check_lowering(self.lowering)
         functional.check_precision(self.precision)
+        precision = self.precision
 
         rank = self.rank
         output_padding = self.output_padding
@@ -215,11 +223,18 @@ class Layer:
             "padding": geometry.canonical_padding(self.padding, rank),
             "output_padding": output_padding,
             "dilation_rate": geometry.per_axis("dilation_rate", self.dilation_rate, rank),
-            "data_format": geometry.canonical_data_format(self.data_format),
         }
-        sizes = {k: v for k, v in fields.items() if k not in ("filters", "data_format")}
-        geometry.transposed((LONG,) * rank, **sizes)  # raises if they do not go together
-        return fields
+        geometry.transposed(  # raises if they do not go together
+            (LONG,) * rank, **{k: v for k, v in fields.items() if k != "filters"}
+        )
+        return {
+            **fields,
+            "data_format": geometry.canonical_data_format(self.data_format),
+            # Scalar types equal dtypes, but hash otherwise.
+            "dtype": None if self.dtype is None else _floating("dtype", self.dtype),
+            "param_dtype": _floating("param_dtype", self.param_dtype),
+            "precision": tuple(precision) if isinstance(precision, list) else precision,
+        }
 
 
 _CALLABLES = (
@@ -254,10 +269,12 @@ def _activation(activation: Activation | str) -> Activation:
     return activation
 
 
-def _check_floating(name: str, dtype: Any) -> None:
+def _floating(name: str, value: Any) -> jnp.dtype:
+    """The dtype that an argument stands for."""
     try:
-        floating = jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+        dtype = jnp.dtype(value)
     except TypeError:
-        raise TypeError(f"{name} must be a dtype, got {dtype!r}") from None
-    if not floating:
-        raise ValueError(f"{name} must be a floating-point dtype, got {dtype!r}")
+        raise TypeError(f"{name} must be a dtype, got {value!r}") from None
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"{name} must be a floating-point dtype, got {value!r}")
+    return dtype

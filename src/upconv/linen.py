@@ -25,7 +25,7 @@ from jax.typing import ArrayLike, DTypeLike
 from upconv import functional, geometry, lax
 from upconv.initializers import Initializer
 from upconv.layer import Activation, Ints, Layer, Parameter
-from upconv.rules import Constraint, Regularizer, Rule, path_string
+from upconv.rules import Constraint, Regularizer, Rule, path_strings
 
 __all__ = [
     "Conv1DTranspose",
@@ -110,7 +110,7 @@ class _ConvTranspose(nn.Module):
         inputs, kernel, bias = nn.dtypes.promote_dtype(
             inputs, parameters["kernel"], parameters.get("bias"), dtype=self.dtype
         )
-        outputs = self._layer(inputs, kernel, bias)
+        outputs = self._layer(inputs, kernel, bias, self.activation)
         self._sow_activity_loss(outputs)
         return outputs
 
@@ -152,7 +152,13 @@ class _ConvTranspose(nn.Module):
             def initial() -> jax.Array:
                 return parameter.initial(self.make_rng("params"), self.param_dtype)
 
-            return self.variable("non_trainable", name, initial).value
+            value = self.variable("non_trainable", name, initial).value
+            if jnp.shape(value) != parameter.shape:
+                raise ValueError(
+                    f"the {name} of {self.scope_name!r} must have the shape {parameter.shape}, "
+                    f"got {jnp.shape(value)}"
+                )
+            return value
 
         if self.has_variable("params", name):
             # Flax compares shapes, for which it would trace the initializer at every call.
@@ -364,6 +370,8 @@ def rules(
 
     Raises:
       TypeError: if `module` is not a Flax module, or only its class.
+      ValueError: if something in the model reads a layer's parameters past the layer, as
+        `nn.SpectralNorm` does: while rules are collected, the parameters stand in boxes.
 
     >>> from upconv.constraints import MaxNorm
     >>> decoder = nn.Sequential([
@@ -387,10 +395,19 @@ def rules(
         args, kwargs = jax.tree.unflatten(treedef, filled)
         return module.init(rngs, *args, method=method, **kwargs)
 
-    with _boxing(True):
-        variables = jax.eval_shape(init, rngs, abstract)
+    try:
+        with _boxing(True):
+            variables = jax.eval_shape(init, rngs, abstract)
+    except Exception as error:
+        jax.eval_shape(init, rngs, abstract)  # raises what is wrong with the model itself
+        raise ValueError(
+            f"rules cannot be collected from {type(module).__name__}: something in it reads the "
+            "parameters of a layer, beside the layer itself, and finds them in boxes with their "
+            "rules; write the rules by hand"
+        ) from error
     boxes = jax.tree_util.tree_leaves_with_path(variables.get("params", {}), is_leaf=_is_box)
-    return {path_string(path): box.rule for path, box in boxes if _is_box(box)}
+    paths = path_strings([path for path, _ in boxes])
+    return {path: box.rule for path, (_, box) in zip(paths, boxes, strict=True) if _is_box(box)}
 
 
 def losses(variables: Mapping[str, Any]) -> jax.Array:

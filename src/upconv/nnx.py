@@ -35,7 +35,7 @@ from jax.typing import ArrayLike, DTypeLike
 from upconv import functional, geometry, lax
 from upconv.initializers import Initializer
 from upconv.layer import Activation, Ints, Layer, Parameter
-from upconv.rules import Constraint, Regularizer, Rule, path_string
+from upconv.rules import Constraint, Regularizer, Rule, path_strings
 
 __all__ = [
     "Conv1DTranspose",
@@ -95,6 +95,11 @@ class _ConvTranspose(nnx.Module):
         bias_metadata: Metadata = _NONE,
         rngs: nnx.Rngs,
     ) -> None:
+        if isinstance(activation, nnx.Module):
+            raise TypeError(
+                "activation must be a function: the variables of a module would not be found in "
+                f"this layer; call the module on its outputs, got {type(activation).__name__}"
+            )
         self.config = Layer(
             rank=self.rank,
             filters=filters,
@@ -403,10 +408,11 @@ def rules(module: nnx.Module) -> dict[str, Rule]:
     _check_module(module)
     found = {}
     state = nnx.state(module, nnx.Param)
-    for key_path, variable in jax.tree_util.tree_leaves_with_path(state, is_leaf=_is_variable):
+    leaves = jax.tree_util.tree_leaves_with_path(state, is_leaf=_is_variable)
+    paths = path_strings([path for path, _ in leaves])
+    for path, (_, variable) in zip(paths, leaves, strict=True):
         declared = variable.get_metadata().get(_DECLARED)
         if declared is not None:
-            path = path_string(key_path)
             found[path] = declared.rule_for(path, variable.get_value().shape)
     return found
 

@@ -6,13 +6,14 @@ dictionary from parameter path to `Rule` is all that passes between them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import collections
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 
-__all__ = ["Constraint", "Regularizer", "Rule", "Rules", "path_string"]
+__all__ = ["Constraint", "Regularizer", "Rule", "Rules", "path_strings"]
 
 Regularizer = Callable[[jax.Array], jax.Array]
 Constraint = Callable[[jax.Array], jax.Array]
@@ -55,22 +56,27 @@ class Rule:
 Rules = Mapping[str, Rule]
 
 
-def path_string(path: tuple[Any, ...]) -> str:
-    """A JAX key path as rules name it: the keys joined by `/`.
+def path_strings(paths: Sequence[tuple[Any, ...]]) -> list[str]:
+    """The JAX key paths of a tree as rules name them: the keys joined by `/`.
 
     A box round a parameter (`flax.linen.Partitioned`, `flax.nnx.Param`) holds it in the attribute
     `value`, which is no part of the parameter's name.
 
     Args:
-      path: as `jax.tree_util.tree_leaves_with_path` gives it.
+      paths: those of all leaves, as `jax.tree_util.tree_leaves_with_path` gives them.
 
     Returns:
-      The name, such as `decoder/up1/kernel`.
+      The names, such as `decoder/up1/kernel`.
 
     >>> params = {"decoder": {"up1": {"kernel": 0.0}}}
-    >>> [path_string(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    >>> path_strings([path for path, _ in jax.tree_util.tree_leaves_with_path(params)])
     ['decoder/up1/kernel']
     """
-    if path and path[-1] == jax.tree_util.GetAttrKey("value"):
-        path = path[:-1]
-    return jax.tree_util.keystr(path, simple=True, separator="/")
+    # A box holds nothing else: where there is, the attribute is a parameter's own name.
+    beneath = collections.Counter(path[:n] for path in paths for n in range(len(path)))
+
+    def named(path: tuple[Any, ...]) -> tuple[Any, ...]:
+        boxed = path[-1:] == (jax.tree_util.GetAttrKey("value"),) and beneath[path[:-1]] == 1
+        return path[:-1] if boxed else path
+
+    return [jax.tree_util.keystr(named(path), simple=True, separator="/") for path in paths]

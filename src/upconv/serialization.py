@@ -55,6 +55,7 @@ _FUNCTIONS = {
 }
 _ENUMS: dict[str, Any] = {
     "Precision": jax.lax.Precision,
+    "DotAlgorithmPreset": jax.lax.DotAlgorithmPreset,
 }
 
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from upconv.records import at_least_float32
-from upconv.rules import Rule, Rules, path_string
+from upconv.rules import Rule, Rules, path_strings
 
 __all__ = ["add_regularization", "penalty", "project", "with_rules"]
 
@@ -50,10 +50,10 @@ def penalty(params: optax.Params, rules: Rules) -> jax.Array:
     rules = _checked(rules)
     _check_matches(rules, params)
     total = jnp.zeros((), jnp.float32)
-    for key_path, param in jax.tree_util.tree_leaves_with_path(params):
-        path = path_string(key_path)
-        if path in rules:
-            total += _regularizer_value(path, rules[path], param)
+    for path, param in _named(params):
+        if path in rules and not _is_hole(param):
+            with jax.numpy_dtype_promotion("standard"):  # whatever the parameters are held to
+                total += _regularizer_value(path, rules[path], param)
     return total
 
 
@@ -178,14 +178,14 @@ def _per_parameter(
             raise ValueError(_NO_PARAMS)
         _check_matches(rules, params)
 
-        def act_on(key_path: tuple[Any, ...], update: Any, param: Any) -> Any:
-            path = path_string(key_path)
+        def act_on(path: str, update: Any, param: Any) -> Any:
             if path not in rules or _is_hole(update) or _is_hole(param):
                 return update
             return act(path, rules[path], jnp.asarray(update), jnp.asarray(param))
 
-        updates = jax.tree_util.tree_map_with_path(act_on, updates, params, is_leaf=_is_hole)
-        return updates, state
+        structure = jax.tree.structure(updates, is_leaf=_is_hole)
+        paths = jax.tree.unflatten(structure, [path for path, _ in _named(updates)])
+        return jax.tree.map(act_on, paths, updates, params), state
 
     return optax.GradientTransformation(init, update)
 
@@ -230,6 +230,15 @@ def _constrained(path: str, rule: Rule, param: jax.Array) -> jax.Array:
     return allowed(param)
 
 
+def _named(params: Any) -> list[tuple[str, Any]]:
+    """The parameters by their paths, and what was left out of the tree."""
+    leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=_is_hole)
+    return [
+        (path, leaf)
+        for path, (_, leaf) in zip(path_strings([p for p, _ in leaves]), leaves, strict=True)
+    ]
+
+
 def _is_hole(node: Any) -> bool:
     """Whether a parameter, or a whole subtree, was left out of a tree by masking."""
     return node is None or isinstance(node, optax.MaskedNode)
@@ -247,9 +256,9 @@ def _checked(rules: Rules) -> dict[str, Rule]:
 
 def _check_matches(rules: Rules, params: optax.Params) -> None:
     """Raises for a rule whose parameter is not in the tree, nor in a part that was masked."""
-    leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=_is_hole)
-    holes = {path_string(path) for path, leaf in leaves if _is_hole(leaf)}
-    present = [path_string(path) for path, leaf in leaves if not _is_hole(leaf)]
+    named = _named(params)
+    holes = {path for path, leaf in named if _is_hole(leaf)}
+    present = [path for path, leaf in named if not _is_hole(leaf)]
     for path in sorted(rules.keys() - set(present)):
         keys = path.split("/")
         if holes.isdisjoint("/".join(keys[:n]) for n in range(len(keys) + 1)):
