@@ -320,6 +320,33 @@ def explicit_sharding_of_filters() -> None:
 
 
 @check
+def explicit_sharding_of_what_the_sum_is_over() -> None:
+    """A gradient comes back placed as the operand is, whatever the map can tell of it."""
+    x, w, ct = operands()
+    placements = [
+        (P("data"), P(None, None, None, "model")),
+        (P("data"), P(None, None, None, "data")),
+        (P(None, None, None, "model"), P()),
+        (P(None, "model"), P()),
+    ]
+
+    @jax.jit
+    def run(x: Any, w: Any, ct: Any) -> Any:
+        y, pull = jax.vjp(layer(), x, w)
+        return [y, *pull(jax.sharding.reshard(ct, jax.typeof(y).sharding))]
+
+    with jax.set_mesh(mesh(AxisType.Explicit)):
+        for x_spec, w_spec in placements:
+            xs, ws = jax.device_put(x, x_spec), jax.device_put(w, w_spec)
+            got = run(xs, ws, jax.device_put(ct, P()))
+            close(got, CASE.maps(x, w, ct))
+            for array, gradient in zip((xs, ws), got[1:], strict=True):
+                assert gradient.sharding.is_equivalent_to(array.sharding, array.ndim)
+    placed = NamedSharding(mesh(AxisType.Explicit), P(None, None, "model"))
+    close(layer()(x, jax.device_put(w, placed)), CASE.scatter(x, w))
+
+
+@check
 def explicit_sharding_of_second_order_and_of_vmap() -> None:
     x, w, _ = operands()
 

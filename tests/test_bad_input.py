@@ -271,6 +271,8 @@ def test_shapes_of_conv(
         ((7, 4, 3), TypeError, ["input_shape", "7"]),
         (((2, 5.0, 4, 3), 4, 3), TypeError, ["input_shape", "5.0"]),
         (((2, 5, 4, 0), 4, 3), ValueError, ["input_shape", "(2, 5, 4, 0)"]),
+        (((2, 5, 4, -3), 4, 3), ValueError, ["input_shape", "(2, 5, 4, -3)"]),
+        (((2, np.int64(0), 4, 3), 4, 3), ValueError, ["input", "0"]),
         (((4, 3), 4, (3, 3)), ValueError, ["input_shape", "(4, 3)"]),
         (((4, 3), 4, 3), ValueError, ["input_shape", "(4, 3)"]),
         (((2, 2, 2, 2, 2, 2, 3), 4, 3), ValueError, ["(2, 2, 2, 2, 2, 2, 3)"]),

@@ -20,6 +20,7 @@ import api
 import checkerboard
 import sizes
 import upconv
+from upconv import layer, lowering
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -39,7 +40,7 @@ RAISES_NOTHING = {
     "upconv.activations.Exponential",
     "upconv.activations.TanhShrink",
     "upconv.constraints.NonNeg",
-    "upconv.rules.path_string",
+    "upconv.rules.path_strings",
 }
 # Types of variables: they mark, and have nothing of their own to describe.
 MARKERS = {"upconv.nnx.Loss", "upconv.nnx.NonTrainable"}
@@ -105,18 +106,58 @@ def test_the_page_of_the_api_is_that_of_the_docstrings() -> None:
     assert (DOCS / "api.md").read_text() == api.page(), "out of date: run `make docs`"
 
 
+def test_every_id_of_the_api_is_its_own_and_every_link_leads_to_what_it_names() -> None:
+    """GitHub knows ids in lower case alone, and goes to the first of those that are the same."""
+    text = api.page()
+    found = ids(text)
+    assert len({i.lower() for i in found}) == len(found)
+    named = dict(re.findall(r'^#+ <a id="([^"]+)"></a>`([^`]+)`$', text, flags=re.MULTILINE))
+    links = re.findall(r"\[`([^`]+)`\]\(#([^)]+)\)", text)
+    assert {anchor for _, anchor in links} == named.keys()
+    for name, anchor in links:
+        assert named[anchor].split(".")[-1] == name.split(".")[-1], anchor
+    assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= {*found, *map(heading, headings(text))}
+
+
+def test_a_call_of_a_layer_is_described_like_a_function() -> None:
+    layers = [name for name in OBJECTS if re.search(r"\.Conv\dDTranspose$", name)]
+    assert len(layers) == 6
+    for name in layers:
+        called = "\n\n".join(api.members(OBJECTS[name])).partition("**Members**")[0]
+        assert "layer(inputs: ArrayLike) -> jax.Array" in called
+        for section in ("Arguments", "Returns", "Raises"):
+            assert f"**{section}**" in called, name
+    assert called in api.page()
+
+
+def test_every_type_that_a_signature_names_is_explained() -> None:
+    found = api.types()
+    assert found.keys() == api.MEANINGS.keys()
+    assert {"Padding", "Ints", "Initializer", "Regularizer", "Constraint", "Rules"} <= found.keys()
+    rows = dict(re.findall(r"^\| `(\w+)` \| `(.*?)` \| ", api.page(), flags=re.MULTILINE))
+    assert rows.keys() == found.keys()
+    assert rows["Ints"].replace("\\|", "|") == str(layer.Ints).replace("collections.abc.", "")
+
+
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_what_a_page_links_to_exists(path: Path) -> None:
     text = path.read_text()
-    anchors = set(re.findall(r'<a id="([^"]+)">', text)) | set(map(heading, headings(text)))
     links = re.findall(r"\]\(([^)\s]+)\)", text)
     assert links
     for link in links:
         target, _, anchor = link.partition("#")
         if target.startswith("https:"):
             continue
-        assert (path.parent / target).exists(), link
-        assert target or anchor in anchors, link
+        there = path.parent / target if target else path
+        assert there.exists(), link
+        if anchor:
+            text = there.read_text()
+            assert anchor in {*ids(text), *map(heading, headings(text))}, link
+
+
+def ids(text: str) -> list[str]:
+    """Those that are given, rather than made from a heading."""
+    return re.findall(r'<a id="([^"]+)">', text)
 
 
 def headings(text: str) -> list[str]:
@@ -126,6 +167,31 @@ def headings(text: str) -> list[str]:
 def heading(text: str) -> str:
     """The anchor that a heading gets."""
     return re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-")
+
+
+def tables(text: str) -> list[list[list[str]]]:
+    """The cells of every table, row by row, its head first."""
+    found = re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE)
+    return [
+        [[cell.strip() for cell in row.strip("|").split(" | ")] for row in table.splitlines()]
+        for table in found
+    ]
+
+
+def test_the_tables_of_ways_name_what_there_is() -> None:
+    """Which map each way is of, and which of them can be asked for."""
+    text = (DOCS / "how-it-works.md").read_text()
+    (names,) = (t for t in tables(text) if t[0][0].strip() == "`lowering`")
+    assert [name for row in names[2:] for name in re.findall(r'"(\w+)"', row[0])] == [
+        *lowering.LOWERINGS
+    ]
+    (ways,) = (t for t in tables(text) if t[0][0].strip() == "way")
+    maps = {"T": lowering.TRANSPOSE, "C": lowering.STRIDED, "G": lowering.KERNEL_GRAD}
+    said = {row[0].strip("` "): row for row in ways[2:]}
+    for letter, table in maps.items():
+        assert {name for name, row in said.items() if letter in row[1].split(", ")} == {*table}
+    can = {name for name, row in said.items() if row[3] == "yes"}
+    assert can == {*lowering.LOWERINGS} - {"auto", lowering.REFERENCE}
 
 
 def test_the_examples_of_how_it_works_are_right() -> None:

@@ -153,6 +153,22 @@ def test_case(case: Case, rng: np.random.Generator, subtests: Any) -> None:
     check_case(case, rng, subtests)
 
 
+@pytest.mark.parametrize(("k", "s", "pads"), [(5, 2, (4, 1)), (3, 2, (2, -1)), (5, 3, (4, 0))])
+def test_a_phase_that_begins_beyond_the_image(
+    k: int, s: int, pads: tuple[int, int], rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """XLA:CPU before jaxlib 0.12 reads past it, where YNNPACK computes: with few channels."""
+    monkeypatch.setattr(ways, "SMALL_PRODUCT", 0)
+    x = rng.integers(-3, 4, (16, 32, 32, 8)).astype(np.float32)
+    w = rng.integers(-3, 4, (k, k, 16, 8)).astype(np.float32)
+    y = upconv.conv_transpose(x, w, strides=s, padding=(pads, pads))
+    want = oracle.conv_transpose(x, w, strides=s, padding=(pads, pads))
+    np.testing.assert_array_equal(y, want)  # sums of integers are exact
+    one = upconv.conv_transpose(x[:, :1], w, strides=s, padding=((k - 1, 0), pads))
+    want = oracle.conv_transpose(x[:, :1], w, strides=s, padding=((k - 1, 0), pads))
+    np.testing.assert_array_equal(one, want)
+
+
 class TestReach:
     """A lowering that no case reaches by value would be one that nobody has tried."""
 
@@ -274,6 +290,53 @@ def test_16_bits(case: Case, dtype: Any, rng: np.random.Generator, subtests: Any
         with subtests.test(lowering=name):
             assert all(a.dtype == dtype for a in results)
             assert_maps(results, case, args, C_SHORT * eps(dtype))
+
+
+@pytest.mark.parametrize("padding", ["same", "circular"])
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "int32"])
+def test_integers_keep_their_width(
+    dtype: str, padding: str, rng: np.random.Generator, subtests: Any
+) -> None:
+    x, w = (rng.integers(0, 3, shape).astype(dtype) for shape in ((2, 5, 3), (3, 4, 3)))
+    want = oracle.conv_transpose(x, w, strides=2, padding=padding)
+    for name in LOWERINGS:
+        with subtests.test(lowering=name):
+            y = upconv.conv_transpose(x, w, strides=2, padding=padding, lowering=name)
+            assert y.dtype == dtype
+            np.testing.assert_array_equal(y, want)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "preferred"),
+    [("float8_e4m3fn", "float32"), ("float32", "complex64"), ("int32", "float32")],
+)
+def test_a_result_of_another_kind(
+    dtype: str, preferred: str, rng: np.random.Generator, subtests: Any
+) -> None:
+    x, w = (rng.integers(-2, 3, shape).astype(dtype) for shape in ((2, 5, 3), (3, 4, 3)))
+    want = oracle.conv_transpose(np.float64(x), np.float64(w), strides=2)
+    for name in LOWERINGS:
+        with subtests.test(lowering=name):
+            options = {"strides": 2, "lowering": name, "preferred_element_type": preferred}
+            y = upconv.conv_transpose(x, w, **options)
+            assert y.dtype == preferred
+            np.testing.assert_array_equal(y, want)
+
+
+def test_gradient_of_a_real_operand_beside_a_complex_one(rng: np.random.Generator) -> None:
+    x, w, v = draw(rng, (2, 5, 3), (3, 4, 3), (3, 4, 3))
+    w = w + 1j * v
+
+    def loss(x: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.abs(upconv.conv_transpose(x, w, strides=2)) ** 2)
+
+    def parts(x: jax.Array) -> jax.Array:
+        real, imag = (upconv.conv_transpose(x, part, strides=2) for part in (w.real, w.imag))
+        return jnp.sum(real**2 + imag**2)
+
+    got, want = jax.grad(loss)(x), jax.grad(parts)(x)
+    assert got.dtype == jnp.float32
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("strides", "dilation_rate"), [(1, 1), (2, 2)])

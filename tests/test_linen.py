@@ -616,9 +616,7 @@ def test_rules_of_a_model_that_reads_the_parameters_itself(rng: np.random.Genera
     x = images(rng)
     model = nn.SpectralNorm(declaring())
     model.init(KEY, x, update_stats=False)
-    with pytest.raises(
-        ValueError, match=r"cannot be collected from SpectralNorm: .* by hand"
-    ):
+    with pytest.raises(ValueError, match=r"cannot be collected from SpectralNorm: .* by hand"):
         rules(model, x, update_stats=False)
 
 

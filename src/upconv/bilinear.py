@@ -121,23 +121,31 @@ def _abstract_eval(
     sizes |= _channels(second, rhs.shape, geometry.groups)
     shape = _shape(result, sizes, geometry)
     spec = _result_spec(result, len(shape), (first, lhs), (second, rhs))
+    placed = rhs if lhs.sharding.mesh.empty else lhs  # one of them may be on no mesh
     return lhs.update(
         shape=shape,
         dtype=numerics.dtype,
         weak_type=False,
-        sharding=lhs.sharding.update(spec=spec),
+        sharding=placed.sharding.update(spec=spec),
     )
 
 
 def _result_spec(result: str, ndim: int, *operands: tuple[str, Any]) -> PartitionSpec:
-    """Explicit sharding: the result keeps what its operands say of the batch and of channels."""
+    """Explicit sharding: the result keeps what its operands say of the batch and of channels.
+
+    Of two that are split over the same mesh axis, it keeps the first.
+    """
     spec: list[Any] = [None] * ndim
+    used: set[str] = set()
     for role in ("batch", "in", "out"):
         if role in AXES[result]:
             for operand, aval in operands:
                 if role in AXES[operand]:
-                    axis = _flat_axis(operand, role)
-                    spec[_flat_axis(result, role)] = aval.sharding.spec[axis]
+                    over = aval.sharding.spec[_flat_axis(operand, role)]
+                    names = set(over) if isinstance(over, tuple) else {over} - {None}
+                    if used.isdisjoint(names):
+                        spec[_flat_axis(result, role)] = over
+                        used |= names
     return PartitionSpec(*spec)
 
 
@@ -299,8 +307,12 @@ def _rule(unknown: int, q: Primitive, *operands: int) -> Callable[..., jax.Array
 
     def rule(*given: Any, geometry: Geometry, numerics: Numerics) -> jax.Array:
         first, second = (given[i] for i in operands)
-        numerics = numerics._replace(dtype=given[unknown].aval.dtype)
-        return _bind(q, first, second, geometry, numerics)
+        aval = given[unknown].aval
+        ct = _bind(q, first, second, geometry, numerics._replace(dtype=aval.dtype))
+        # Explicit sharding: the map knows its operands' shardings alone.
+        if aval.sharding.mesh.empty or jax.typeof(ct).sharding == aval.sharding:
+            return ct
+        return jax.sharding.reshard(ct, aval.sharding)
 
     return rule
 

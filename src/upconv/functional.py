@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,11 +51,11 @@ def conv_transpose(
       dilation_rate: output pixels from one kernel tap to the next.
       groups: number of channel groups that do not mix.
       data_format: ``"channels_last"`` or ``"channels_first"``.
-      lowering: how it is computed; results agree to rounding.  ``"auto"`` goes by platform and
-        static shape.  ``"input_dilation"`` and ``"subpixel"`` are two ways of computing a
-        transposed convolution, its gradients as with ``"auto"``; ``"matmul"`` takes matrix
-        products for it and for them.  ``"lax"`` is JAX's own convolution, differentiated by JAX:
-        for tools that read jaxprs, and slow on CPU.
+      lowering: how it is computed; finite results agree to rounding.  ``"auto"`` goes by
+        platform and static shape.  ``"input_dilation"`` and ``"subpixel"`` are two ways of
+        computing a transposed convolution, its gradients as with ``"auto"``; ``"matmul"`` takes
+        matrix products for it and for them.  ``"lax"`` is JAX's own convolution, differentiated
+        by JAX: for tools that read jaxprs, and slow on CPU.
       precision: as in `jax.lax.conv_general_dilated`.
       preferred_element_type: dtype of the result; by default the operands' common dtype.
 
@@ -210,7 +211,7 @@ def output_shape(
     batch, spatial, channels = _split(shape, rank, last)
     if None in (*spatial, channels):
         raise TypeError(f"input_shape must be known but for its batch axes, got {shape}")
-    if channels == 0:
+    if isinstance(channels, int) and channels < 1:
         raise ValueError(f"input_shape must have at least one channel, got {shape}")
     groups = _check_groups(groups, channels)
     filters = geometry.integer("filters", filters, minimum=1)
@@ -302,7 +303,8 @@ def _wrap(full: jax.Array, geo: Geometry) -> jax.Array:
         end = [(0, 0)] * full.ndim
         end[axis] = (0, turns * size - full.shape[axis])
         full = jnp.pad(full, end)
-        full = full.reshape(*full.shape[:axis], turns, size, *full.shape[axis + 1 :]).sum(axis)
+        full = full.reshape(*full.shape[:axis], turns, size, *full.shape[axis + 1 :])
+        full = full.sum(axis, dtype=full.dtype)
         full = jnp.roll(full, -lo, axis)
     return full
 
@@ -399,15 +401,18 @@ def _check_input(name: str, a: jax.Array, rank: int, last: bool) -> tuple[tuple[
 def _check_shape(shape: Any) -> tuple[Size, ...]:
     if not isinstance(shape, Sequence):
         raise TypeError(f"input_shape must be a sequence of sizes, got {shape!r}")
-    if not all(n is None or is_symbolic_dim(n) or hasattr(n, "__index__") for n in shape):
-        raise TypeError(f"input_shape must hold integers or symbolic dimensions, got {shape!r}")
-    return tuple(shape)
+    try:
+        return tuple(n if n is None or is_symbolic_dim(n) else operator.index(n) for n in shape)
+    except TypeError:
+        raise TypeError(
+            f"input_shape must hold integers or symbolic dimensions, got {shape!r}"
+        ) from None
 
 
 def check_precision(precision: Any) -> Any:
     """A precision that is hashable, as `jax.lax.conv_general_dilated` takes it."""
     presets = jax.lax.DotAlgorithmPreset
-    if precision is None or isinstance(precision, presets):
+    if precision is None or isinstance(precision, presets | jax.lax.DotAlgorithm):
         return precision
     pair = tuple(precision) if isinstance(precision, tuple | list) else (precision,) * 2
     try:

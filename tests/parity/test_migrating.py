@@ -23,7 +23,7 @@ from upconv.interop import from_keras
 pytestmark = pytest.mark.parity
 
 PAGE = Path(__file__).parents[2] / "docs" / "migrating.md"
-OPTIONAL = {"tensorflow", "keras", "torch", "haiku", "equinox"}
+OPTIONAL = {"tensorflow", "keras", "torch", "haiku", "equinox", "onnx"}
 
 
 class Pair(NamedTuple):
@@ -90,7 +90,9 @@ def test_pair(
 
 def test_every_library_has_a_pair() -> None:
     sections = {pair.name.rsplit("-", 1)[0] for pair in PAIRS}
-    libraries = {"tensorflow-and-keras", "pytorch", "flax", "jax.lax", "haiku", "equinox"}
+    libraries = {
+        "tensorflow-and-keras", "pytorch", "flax", "jax.lax", "haiku", "equinox", "onnx",
+    }  # fmt: skip
     assert sections == libraries
 
 
