@@ -28,16 +28,37 @@ HERE = Path(__file__).parent
 PAGE = HERE / "api.md"
 
 # What the others are made of. Their docstrings speak to those who read the source.
-INTERNAL = ("geometry", "lowering", "bilinear", "functional", "layer", "bench")
+INTERNAL = ("geometry", "lowering", "bilinear", "functional", "layer", "records", "bench")
 # What comes first on the page, before the rest in alphabetical order.
 FIRST = ("linen", "nnx", "transforms", "rules", "regularizers", "constraints", "initializers")
+
+# The modules of layers: an instance of theirs is called a layer.
+LAYERS = ("linen", "nnx")
 
 HEADER = """\
 # API
 
 Made from the docstrings by `make docs`; every example is run as a test. What it rests on is told
-in [how-it-works.md](how-it-works.md).
+in [how-it-works.md](how-it-works.md). Types that signatures name are at the end, under
+[Types](#types).
 """
+
+# What the types that signatures name are for; what they are is read from the source.
+MEANINGS = {
+    "Activation": "from the layer's outputs to those to give instead",
+    "Constraint": "from an updated parameter to the one to use instead",
+    "CustomObjects": "classes and functions by the names that they are stored under",
+    "Distribution": "one of these names",
+    "Initializer": "`(key, shape, dtype)` to an array",
+    "Ints": "one for all spatial axes, or one for each",
+    "Metadata": "what the variable of a parameter is made with, beside its value",
+    "Mode": "one of these names",
+    "Padding": "a name, or pixels: a number for all axes, or a number or a pair for each",
+    "Pair": "a layer of `upconv.linen`, and its variables",
+    "Regularizer": "from a parameter, or the outputs, to a penalty, a scalar",
+    "Rules": "what the layers of a model declare, by the path of the parameter",
+    "Size": "an integer, or a symbolic dimension of `jax.export`",
+}
 
 Object = Class | Function
 
@@ -122,16 +143,73 @@ def signature(name: str, thing: Object) -> str:
         starred |= p.kind in (ParameterKind.keyword_only, ParameterKind.var_positional)
         stars = {ParameterKind.var_positional: "*", ParameterKind.var_keyword: "**"}
         text = f"{stars.get(p.kind, '')}{p.name}"
-        text += f": {p.annotation}" if p.annotation is not None else ""
+        text += f": {_annotation(p.annotation)}" if p.annotation is not None else ""
         plain = p.kind not in stars and p.default is not None
         parts.append(text + (f" = {p.default}".replace("'", '"') if plain else ""))
     result = ""
     if isinstance(thing, Function) and thing.returns is not None:
-        result = f" -> {thing.returns}"
+        result = f" -> {_annotation(thing.returns)}"
     line = f"{name}({', '.join(parts)}){result}"
     if len(line) <= 100:
         return line
     return "\n".join([f"{name}(", *(f"    {part}," for part in parts), f"){result}"])
+
+
+def _annotation(annotation: Any) -> str:
+    """As it is written, without the names of modules that nobody but the source speaks of."""
+    return re.sub(rf"(?<![\w.])(?:{'|'.join(INTERNAL)})\.", "", str(annotation))
+
+
+# ------------------------------------------------------------------ types
+
+
+def types() -> dict[str, dict[str, list[str]]]:
+    """The aliases that signatures name, and those that these name.
+
+    By name: what each stands for, and in which public modules it does.
+    """
+    root = package()
+    found: dict[str, dict[str, list[str]]] = {}
+    for module_name, module in modules():
+        todo = [a for thing in objects(module).values() for a in _annotations(thing)]
+        seen: set[str] = set()
+        while todo:
+            for path in _named(todo.pop()) - seen:
+                seen.add(path)
+                target = root[path.removeprefix("upconv.")]
+                if isinstance(target, Attribute):
+                    todo.append(target.value)
+                    meant = found.setdefault(target.name, {})
+                    meant.setdefault(_annotation(target.value), []).append(module_name)
+    return dict(sorted(found.items()))
+
+
+def _annotations(thing: Object) -> list[Any]:
+    """Those that its signature, or that of a member, shows."""
+    found = [p.annotation for p in parameters(thing)]
+    if isinstance(thing, Function):
+        return [*found, thing.returns]
+    full = filter(described_arguments, _methods(thing).values())
+    return [*found, *(a for member in full for a in _annotations(member))]
+
+
+def _named(annotation: Any) -> set[str]:
+    """Paths of the names of upconv in an annotation."""
+    if not isinstance(annotation, griffe.Expr):
+        return set()
+    expressions = annotation.iterate(flat=True)
+    found = {e.canonical_path for e in expressions if isinstance(e, griffe.ExprName)}
+    return {path for path in found if path.count(".") == 2 and path.startswith("upconv.")}
+
+
+def _table_of_types() -> str:
+    lines = ["| type | is | used in | means |", "|---|---|---|---|"]
+    for name, meant in types().items():
+        for value, where in meant.items():
+            shown = value.replace("|", "\\|").replace("'", '"')
+            used = ", ".join(f"`{module}`" for module in where)
+            lines.append(f"| `{name}` | `{shown}` | {used} | {MEANINGS[name]} |")
+    return "\n".join(lines)
 
 
 # ------------------------------------------------------------------ docstrings
@@ -202,19 +280,36 @@ def described(thing: Object) -> Iterator[str]:
                 raise ValueError(f"{thing.path}: no way to show a section {other}")
 
 
-def _methods(cls: Class) -> str:
-    """What an instance has, its inherited members included: a line for each."""
-    found: dict[str, tuple[str, str]] = {}
+def _methods(cls: Class) -> dict[str, Any]:
+    """What an instance has and a docstring tells of, its inherited members included."""
+    found: dict[str, Any] = {}
     for base in reversed([cls, *_bases(cls)]):
         for name, member in base.members.items():
             shown = name == "__call__" or not name.startswith("_")
             if shown and member.docstring is not None and not member.is_class:
-                called = isinstance(member, Function)
-                arguments = ", ".join(p.name for p in parameters(member)) if called else ""
-                summary = member.docstring.value.split("\n\n")[0]
-                head = "instance" if name == "__call__" else f".{name}"
-                found[name] = (f"`{head}({arguments})`" if called else f"`{head}`", summary)
-    return _items(found.values())
+                found[name] = member
+    return found
+
+
+def members(cls: Class) -> Iterator[str]:
+    """What has arguments to describe like a function, of the rest a line for each."""
+    rest = []
+    for name, member in _methods(cls).items():
+        instance = "layer" if cls.module.name in LAYERS else "instance"
+        head = instance if name == "__call__" else f"{instance}.{name}"
+        if described_arguments(member):
+            yield f"**Called as**\n\n```python\n{signature(head, member)}\n```"
+            yield from described(member)
+            continue
+        if isinstance(member, Function):
+            head += f"({', '.join(p.name for p in parameters(member))})"
+        parts = [member.docstring.value.split("\n\n")[0]]
+        for raised in sections(member).get(DocstringSectionKind.raises, []):
+            parts += [f"Raises `{entry.annotation}` {entry.description}" for entry in raised]
+        rest.append((f"`{head}`", " ".join(parts)))
+    if rest:
+        yield "**Members**"
+        yield _items(rest)
 
 
 # ------------------------------------------------------------------ the page
@@ -225,25 +320,37 @@ def page() -> str:
     blocks = [HEADER.strip()]
     contents = []
     for module_name, module in modules():
-        found = objects(module)
-        anchors = (f"[`{n}`](#{_anchor(module_name, n)})" for n in found)
-        contents.append(f"- [`{module_name}`](#{_anchor(module_name)}): {', '.join(anchors)}")
-    blocks.append("\n".join(contents))
+        anchors = (f"[`{n}`](#{a})" for n, a in _anchors(module_name, module).items())
+        contents.append(f"- [`{module_name}`](#{module_name}): {', '.join(anchors)}")
+    blocks.append("\n".join([*contents, "- [Types](#types)"]))
     for module_name, module in modules():
-        blocks.append(f'## <a id="{_anchor(module_name)}"></a>`{module_name}`')
+        blocks.append(f'## <a id="{module_name}"></a>`{module_name}`')
         assert module.docstring is not None, module_name
         blocks.append(markdown(module.docstring.value))
+        anchor = _anchors(module_name, module)
         for name, thing in objects(module).items():
-            blocks.append(f'### <a id="{_anchor(module_name, name)}"></a>`{module_name}.{name}`')
+            blocks.append(f'### <a id="{anchor[name]}"></a>`{module_name}.{name}`')
             blocks.append(f"```python\n{signature(name, thing)}\n```")
             blocks.extend(described(thing))
-            if isinstance(thing, Class) and (methods := _methods(thing)):
-                blocks += ["**Members**", methods]
+            if isinstance(thing, Class):
+                blocks.extend(members(thing))
+    blocks += ["## Types", _table_of_types()]
     return "\n\n".join(blocks) + "\n"
 
 
-def _anchor(*parts: str) -> str:
-    return ".".join(parts).lower()
+def _anchors(module_name: str, module: Module) -> dict[str, str]:
+    """An id for each object, in lower case, as GitHub has them.
+
+    Where a class and a function differ in case alone, as `ICNR` and `icnr` do, the class says
+    that it is one.
+    """
+    found = objects(module)
+    lower = [name.lower() for name in found]
+    anchors = {}
+    for name, thing in found.items():
+        twin = isinstance(thing, Class) and lower.count(name.lower()) > 1
+        anchors[name] = f"{module_name}.{name}".lower() + ("-class" if twin else "")
+    return anchors
 
 
 if __name__ == "__main__":
