@@ -221,13 +221,6 @@ def transformation(make: Callable[[], optax.GradientTransformation]) -> Row:
     )
 
 
-def flax_conv_transpose(x: Any, kernel: Any) -> Any:
-    return lax.flax_conv_transpose(
-        x, kernel, None, strides=2, padding="CIRCULAR", kernel_dilation=None,
-        transpose_kernel=False, precision=None, preferred_element_type=None,
-    )  # fmt: skip
-
-
 def variable_type(cls: Any) -> Row:
     return Row(
         value=lambda: cls(jnp.arange(3.0)),
@@ -303,10 +296,6 @@ TABLE: dict[str, Row] = {
         symbolic=("n, h, w, 3", None),
         without=FUNCTION,
     ),
-    "upconv.lax.flax_conv_transpose": Row(
-        use=convolution(flax_conv_transpose), symbolic=("n, h, w, 3", None), without=FUNCTION
-    ),
-    "upconv.lax.flax_kernel_shape": Row(without=no_arrays(STATIC) | FUNCTION),
     # layers
     "upconv.layer.Activation": TYPE,
     "upconv.layer.Ints": TYPE,

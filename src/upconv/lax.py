@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from upconv import functional, geometry
 
-__all__ = ["conv_transpose", "flax_conv_transpose", "flax_kernel_shape"]
+__all__ = ["conv_transpose"]
 
 Ints = int | Sequence[int]
 
@@ -114,6 +114,9 @@ def conv_transpose(
     # The axis of y that each axis of the output is.
     order = sorted(range(rank + 2), key=(output[0], *output[2:], output[1]).__getitem__)
     return jnp.transpose(y, order)
+
+
+# ------------------------------------------------------------------ for the layers like Flax's
 
 
 def flax_conv_transpose(
