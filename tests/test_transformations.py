@@ -548,6 +548,32 @@ class TestExport:
             )
             close(exported.call(y, w), oracle.conv(y, w, **case.convolution))
 
+    @pytest.mark.parametrize("padding", ["valid", "same", "same_lower", (1, 0)])
+    def test_sizes_of_conv_that_no_stride_need_divide(
+        self, padding: Any, rng: np.random.Generator
+    ) -> None:
+        """What is padded is not known then, nor how much of the end no window reaches."""
+        scope = export.SymbolicScope(["n >= 1", "h >= 4", "w >= 4"])
+        y = jax.ShapeDtypeStruct(export.symbolic_shape("n, h, w, 4", scope=scope), "float32")
+        w = jax.ShapeDtypeStruct((3, 4, 4, 5), "float32")
+        options = {"strides": (2, 3), "padding": padding}
+
+        def step(y: Any, w: Any) -> Any:
+            results = []
+            for lowering in (*OURS, "lax"):
+                x, pull = jax.vjp(partial(upconv.conv, **options, lowering=lowering), y, w)
+                results.append([x, *pull(jnp.sin(x))])
+            return results
+
+        exported = export.export(jax.jit(step))(y, w)
+        for size in ((7, 9), (8, 5)):
+            y, w = draw(rng, (2, *size, 4), (3, 4, 4, 5))
+            x = oracle.conv(y, w, **options)
+            gy = oracle.conv_transpose(np.sin(x), w, **options, output_size=size)
+            gw = oracle.correlate_kernel(np.sin(x), y, (3, 4), **options)
+            for got in exported.call(y, w):
+                close(got, [x, gy, gw])
+
     def test_derivatives_of_the_exported(self, rng: np.random.Generator) -> None:
         x, w, _ = operands(PLAIN, rng)
         (n,) = export.symbolic_shape("n")

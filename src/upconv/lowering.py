@@ -73,6 +73,9 @@ def _convolve(
     rank = lhs.ndim - 2
     image = (0, rank + 1, *range(1, rank + 1))
     options.setdefault("window_strides", (1,) * rank)
+    if _is_symbolic(padding):
+        lhs = _padded(lhs, padding, options.pop("lhs_dilation", (1,) * rank))
+        padding = [(0, 0)] * rank
     if rank == 2 and jnp.issubdtype(lhs.dtype, jnp.floating) and lhs.dtype.itemsize <= 4:
         stretched |= num.target == "cpu" and _takes_one_core(lhs, rhs, padding, **options)
         if stretched:
@@ -90,6 +93,18 @@ def _convolve(
         preferred_element_type=num.dtype,
         **options,
     )
+
+
+def _is_symbolic(padding: Sequence[tuple[Size, Size]]) -> bool:
+    return not all(isinstance(n, int) for n in itertools.chain.from_iterable(padding))
+
+
+def _padded(
+    a: jax.Array, padding: Sequence[tuple[Size, Size]], dilation: Sequence[int]
+) -> jax.Array:
+    """As a convolution pads and dilates it, but for symbolic sizes, which it does not take."""
+    space = [(lo, hi, d - 1) for (lo, hi), d in zip(padding, dilation, strict=True)]
+    return _pad(a, [(0, 0, 0), *space, (0, 0, 0)])
 
 
 # Channels of the image, and products in a sum, from which stretching pays.
@@ -215,11 +230,15 @@ def _backward_filter(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> 
     """
     swapped = (g.rank + 1, 0, *range(1, g.rank + 1))
     kernel = (g.rank, g.rank + 1, *range(g.rank))
+    padding = g.pads
+    if _is_symbolic(padding):
+        y = _padded(y, padding, (1,) * g.rank)
+        padding = ((0, 0),) * g.rank
     return lax.conv_general_dilated(
         y,
         x,
         window_strides=g.dilation_rate,
-        padding=g.pads,
+        padding=padding,
         rhs_dilation=g.strides,
         dimension_numbers=lax.ConvDimensionNumbers(swapped, swapped, kernel),
         batch_group_count=g.groups,
