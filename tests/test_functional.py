@@ -169,6 +169,26 @@ def test_a_phase_that_begins_beyond_the_image(
     np.testing.assert_array_equal(one, want)
 
 
+@pytest.mark.parametrize(
+    ("size", "k", "s", "pads"),
+    [(1, 1, 2, (-1, 1)), (2, 3, 1, (-2, 4)), (2, 2, 1, (-3, 6)), (4, 3, 2, (-1, 3))],
+)
+def test_an_image_that_is_cropped_in_front_and_padded_behind(
+    size: int, k: int, s: int, pads: tuple[int, int], rng: np.random.Generator, subtests: Any
+) -> None:
+    """Which XLA:CPU before jaxlib 0.12 reads beyond; sometimes nothing of it is left."""
+    y = rng.integers(-3, 4, (3, size, 8)).astype(np.float32)
+    w = rng.integers(-3, 4, (k, 8, 4)).astype(np.float32)
+    want = oracle.conv(y, w, strides=s, padding=(pads,))
+    kernel = oracle.correlate_kernel(want, y, (k,), strides=s, padding=(pads,))
+    for name in LOWERINGS:
+        with subtests.test(lowering=name):
+            f = partial(upconv.conv, y, strides=s, padding=(pads,), lowering=name)
+            got, pull = jax.vjp(f, w)
+            np.testing.assert_array_equal(got, want)
+            np.testing.assert_array_equal(pull(got)[0], kernel)
+
+
 class TestReach:
     """A lowering that no case reaches by value would be one that nobody has tried."""
 

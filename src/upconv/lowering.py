@@ -76,6 +76,8 @@ def _convolve(
     if _is_symbolic(padding):
         lhs = _padded(lhs, padding, options.pop("lhs_dilation", (1,) * rank))
         padding = [(0, 0)] * rank
+    if set(options.get("lhs_dilation", (1,))) == {1}:
+        lhs, padding = _cropped(lhs, padding)
     if rank == 2 and jnp.issubdtype(lhs.dtype, jnp.floating) and lhs.dtype.itemsize <= 4:
         stretched |= num.target == "cpu" and _takes_one_core(lhs, rhs, padding, **options)
         if stretched:
@@ -105,6 +107,21 @@ def _padded(
     """As a convolution pads and dilates it, but for symbolic sizes, which it does not take."""
     space = [(lo, hi, d - 1) for (lo, hi), d in zip(padding, dilation, strict=True)]
     return _pad(a, [(0, 0, 0), *space, (0, 0, 0)])
+
+
+def _cropped(
+    a: jax.Array, padding: Sequence[tuple[int, int]]
+) -> tuple[jax.Array, Sequence[tuple[int, int]]]:
+    """An image without what is cropped in front, and what remains to be padded.
+
+    XLA:CPU before jaxlib 0.12 reads beyond one that is cropped in front and padded behind
+    (openxla/xla#48713).
+    """
+    if all(lo >= 0 for lo, _ in padding):
+        return a, padding
+    front = [min(max(-lo, 0), n) for (lo, _), n in zip(padding, a.shape[1:-1], strict=True)]
+    a = _pad(a, [(0, 0, 0), *((-n, 0, 0) for n in front), (0, 0, 0)])
+    return a, [(lo + n, hi) for (lo, hi), n in zip(padding, front, strict=True)]
 
 
 # Channels of the image, and products in a sum, from which stretching pays.
@@ -230,10 +247,11 @@ def _backward_filter(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> 
     """
     swapped = (g.rank + 1, 0, *range(1, g.rank + 1))
     kernel = (g.rank, g.rank + 1, *range(g.rank))
-    padding = g.pads
+    padding: Sequence[tuple[Size, Size]] = g.pads
     if _is_symbolic(padding):
         y = _padded(y, padding, (1,) * g.rank)
-        padding = ((0, 0),) * g.rank
+        padding = [(0, 0)] * g.rank
+    y, padding = _cropped(y, padding)
     return lax.conv_general_dilated(
         y,
         x,
@@ -455,16 +473,13 @@ def _phases(x: jax.Array, w: jax.Array, g: Geometry, num: Numerics) -> jax.Array
                 ends = (taps.shape[axis] - 1 - first, first + m[axis] - g.input_size[axis])
                 each.append(from_axis(taps, *padding, ends))
             return jnp.stack(each, axis + 2)
-        # XLA:CPU before jaxlib 0.12 reads beyond an image that is cropped in front and padded
-        # behind (openxla/xla#48713).
-        front = [max(-lo, 0) for lo, _ in padding]
-        if not part.size or any(map(operator.ge, front, g.input_size)):  # no taps, or no image
+        if not part.size:  # more phases than taps
             return jnp.zeros((x.shape[0], *m, g.groups * w.shape[-2]), num.dtype)
         return _convolve(
-            _pad(x, [(0, 0, 0), *((-n, 0, 0) for n in front), (0, 0, 0)]),
+            x,
             lax.rev(_swapped(part, g), range(g.rank)),
             num,
-            padding=[(max(lo, 0), hi) for lo, hi in padding],
+            padding=padding,
             feature_group_count=g.groups,
         )
 
