@@ -21,7 +21,7 @@ import numpy as np
 
 import config as configs
 from upconv import constraints
-from upconv.rules import Rule, path_strings
+from upconv.rules import Rule, named_leaves
 
 DEVICES = "devices"
 """The mesh axis over which a batch is split."""
@@ -89,8 +89,7 @@ def constraint_report(task: Task, state: State) -> list[dict[str, Any]]:
 
     Applies every constraint once more: what is allowed does not move, but for rounding.
     """
-    paths, values = zip(*jax.tree_util.tree_leaves_with_path(task.params(state)), strict=True)
-    leaves = dict(zip(path_strings(paths), values, strict=True))
+    leaves = dict(named_leaves(task.params(state)))
     report = []
     for path, rule in task.rules.items():
         if rule.constraint is None:

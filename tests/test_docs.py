@@ -40,7 +40,7 @@ RAISES_NOTHING = {
     "upconv.activations.Exponential",
     "upconv.activations.TanhShrink",
     "upconv.constraints.NonNeg",
-    "upconv.rules.path_strings",
+    "upconv.rules.named_leaves",
 }
 # Types of variables: they mark, and have nothing of their own to describe.
 MARKERS = {"upconv.nnx.Loss", "upconv.nnx.NonTrainable"}

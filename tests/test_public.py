@@ -345,7 +345,9 @@ TABLE: dict[str, Row] = {
         value=lambda: RULES["kernel"], without=no_arrays("it declares, and computes nothing")
     ),
     "upconv.rules.Rules": TYPE,
-    "upconv.rules.path_strings": Row(without=no_arrays("of keys, it makes a string") | FUNCTION),
+    "upconv.rules.named_leaves": Row(
+        without=no_arrays("it gives what it is given, with names") | FUNCTION
+    ),
     "upconv.transforms.add_regularization": transformation(
         lambda: transforms.add_regularization(RULES)
     ),

@@ -14,7 +14,7 @@ from flax.core import freeze
 
 from upconv.constraints import MaxNorm, NonNeg
 from upconv.regularizers import L1, L1L2, L2
-from upconv.rules import Rule, path_strings
+from upconv.rules import Rule, named_leaves
 from upconv.transforms import add_regularization, penalty, project, with_rules
 
 Params = dict[str, Any]
@@ -419,7 +419,7 @@ def test_bad_rules(fields: Any, match: str) -> None:
 
 def test_paths_of_sequences(rng: np.random.Generator) -> None:
     params = {"blocks": [{"kernel": normal(rng, 2)}, {"kernel": normal(rng, 3)}]}
-    paths = path_strings([path for path, _ in jax.tree_util.tree_leaves_with_path(params)])
+    paths = [path for path, _ in named_leaves(params)]
     assert paths == ["blocks/0/kernel", "blocks/1/kernel"]
 
 
@@ -440,6 +440,13 @@ def test_a_parameter_may_be_called_value(rng: np.random.Generator) -> None:
     np.testing.assert_allclose(updates["attention"].value, -params["attention"].value, rtol=1e-6)
     with pytest.raises(ValueError, match="no parameter matches the rule for 'attention'"):
         penalty(params, {"attention": Rule(jnp.sum)})
+
+
+def test_regularizers_are_held_to_what_the_caller_is() -> None:
+    """Only the sum of their penalties is promoted."""
+    rules = {"a": Rule(lambda w: jnp.sum(w) + jnp.ones((), jnp.bfloat16))}
+    with jax.numpy_dtype_promotion("strict"), pytest.raises(jax.dtypes.TypePromotionError):
+        penalty({"a": jnp.ones(2)}, rules)
 
 
 def test_penalty_of_many_dtypes_under_strict_promotion(rng: np.random.Generator) -> None:

@@ -25,7 +25,7 @@ from jax.typing import ArrayLike, DTypeLike
 from upconv import functional, geometry, lax
 from upconv.initializers import Initializer
 from upconv.layer import Activation, Ints, Layer, Parameter
-from upconv.rules import Constraint, Regularizer, Rule, path_strings
+from upconv.rules import Constraint, Regularizer, Rule, named_leaves
 
 __all__ = [
     "Conv1DTranspose",
@@ -405,9 +405,8 @@ def rules(
             "parameters of a layer, beside the layer itself, and finds them in boxes with their "
             "rules; write the rules by hand"
         ) from error
-    boxes = jax.tree_util.tree_leaves_with_path(variables.get("params", {}), is_leaf=_is_box)
-    paths = path_strings([path for path, _ in boxes])
-    return {path: box.rule for path, (_, box) in zip(paths, boxes, strict=True) if _is_box(box)}
+    boxes = named_leaves(variables.get("params", {}), _is_box)
+    return {path: box.rule for path, box in boxes if _is_box(box)}
 
 
 def losses(variables: Mapping[str, Any]) -> jax.Array:

@@ -73,11 +73,9 @@ def _convolve(
     rank = lhs.ndim - 2
     image = (0, rank + 1, *range(1, rank + 1))
     options.setdefault("window_strides", (1,) * rank)
-    if _is_symbolic(padding):
-        lhs = _padded(lhs, padding, options.pop("lhs_dilation", (1,) * rank))
-        padding = [(0, 0)] * rank
-    if set(options.get("lhs_dilation", (1,))) == {1}:
-        lhs, padding = _cropped(lhs, padding)
+    lhs, padding, options["lhs_dilation"] = _prepared(
+        lhs, padding, options.get("lhs_dilation", (1,) * rank)
+    )
     if rank == 2 and jnp.issubdtype(lhs.dtype, jnp.floating) and lhs.dtype.itemsize <= 4:
         stretched |= num.target == "cpu" and _takes_one_core(lhs, rhs, padding, **options)
         if stretched:
@@ -97,31 +95,24 @@ def _convolve(
     )
 
 
-def _is_symbolic(padding: Sequence[tuple[Size, Size]]) -> bool:
-    return not all(isinstance(n, int) for n in itertools.chain.from_iterable(padding))
-
-
-def _padded(
+def _prepared(
     a: jax.Array, padding: Sequence[tuple[Size, Size]], dilation: Sequence[int]
-) -> jax.Array:
-    """As a convolution pads and dilates it, but for symbolic sizes, which it does not take."""
-    space = [(lo, hi, d - 1) for (lo, hi), d in zip(padding, dilation, strict=True)]
-    return _pad(a, [(0, 0, 0), *space, (0, 0, 0)])
+) -> tuple[jax.Array, Sequence[tuple[int, int]], Sequence[int]]:
+    """An image, its padding and its dilation, less what is not to be left to a convolution.
 
-
-def _cropped(
-    a: jax.Array, padding: Sequence[tuple[int, int]]
-) -> tuple[jax.Array, Sequence[tuple[int, int]]]:
-    """An image without what is cropped in front, and what remains to be padded.
-
-    XLA:CPU before jaxlib 0.12 reads beyond one that is cropped in front and padded behind
-    (openxla/xla#48713).
+    A convolution takes no symbolic padding; and XLA:CPU before jaxlib 0.12 reads beyond an image
+    that is cropped in front and padded behind (openxla/xla#48713).
     """
-    if all(lo >= 0 for lo, _ in padding):
-        return a, padding
-    front = [min(max(-lo, 0), n) for (lo, _), n in zip(padding, a.shape[1:-1], strict=True)]
-    a = _pad(a, [(0, 0, 0), *((-n, 0, 0) for n in front), (0, 0, 0)])
-    return a, [(lo + n, hi) for (lo, hi), n in zip(padding, front, strict=True)]
+    if not all(isinstance(n, int) for n in itertools.chain.from_iterable(padding)):
+        ends = [(lo, hi, d - 1) for (lo, hi), d in zip(padding, dilation, strict=True)]
+        padding, dilation = [(0, 0)] * len(padding), (1,) * len(padding)
+    elif set(dilation) == {1} and any(lo < 0 for lo, _ in padding):
+        front = [min(max(-lo, 0), n) for (lo, _), n in zip(padding, a.shape[1:-1], strict=True)]
+        ends = [(-n, 0, 0) for n in front]
+        padding = [(lo + n, hi) for (lo, hi), n in zip(padding, front, strict=True)]
+    else:
+        return a, padding, dilation
+    return _pad(a, [(0, 0, 0), *ends, (0, 0, 0)]), padding, dilation
 
 
 # Channels of the image, and products in a sum, from which stretching pays.
@@ -247,11 +238,7 @@ def _backward_filter(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> 
     """
     swapped = (g.rank + 1, 0, *range(1, g.rank + 1))
     kernel = (g.rank, g.rank + 1, *range(g.rank))
-    padding: Sequence[tuple[Size, Size]] = g.pads
-    if _is_symbolic(padding):
-        y = _padded(y, padding, (1,) * g.rank)
-        padding = [(0, 0)] * g.rank
-    y, padding = _cropped(y, padding)
+    y, padding, _ = _prepared(y, g.pads, (1,) * g.rank)
     return lax.conv_general_dilated(
         y,
         x,

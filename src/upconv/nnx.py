@@ -35,7 +35,7 @@ from jax.typing import ArrayLike, DTypeLike
 from upconv import functional, geometry, lax
 from upconv.initializers import Initializer
 from upconv.layer import Activation, Ints, Layer, Parameter
-from upconv.rules import Constraint, Regularizer, Rule, path_strings
+from upconv.rules import Constraint, Regularizer, Rule, named_leaves
 
 __all__ = [
     "Conv1DTranspose",
@@ -408,9 +408,7 @@ def rules(module: nnx.Module) -> dict[str, Rule]:
     _check_module(module)
     found = {}
     state = nnx.state(module, nnx.Param)
-    leaves = jax.tree_util.tree_leaves_with_path(state, is_leaf=_is_variable)
-    paths = path_strings([path for path, _ in leaves])
-    for path, (_, variable) in zip(paths, leaves, strict=True):
+    for path, variable in named_leaves(state, _is_variable):
         declared = variable.get_metadata().get(_DECLARED)
         if declared is not None:
             found[path] = declared.rule_for(path, variable.get_value().shape)

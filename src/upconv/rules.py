@@ -7,13 +7,14 @@ dictionary from parameter path to `Rule` is all that passes between them.
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 
-__all__ = ["Constraint", "Regularizer", "Rule", "Rules", "path_strings"]
+__all__ = ["Constraint", "Regularizer", "Rule", "Rules", "named_leaves"]
 
 Regularizer = Callable[[jax.Array], jax.Array]
 Constraint = Callable[[jax.Array], jax.Array]
@@ -56,27 +57,29 @@ class Rule:
 Rules = Mapping[str, Rule]
 
 
-def path_strings(paths: Sequence[tuple[Any, ...]]) -> list[str]:
-    """The JAX key paths of a tree as rules name them: the keys joined by `/`.
+def named_leaves(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> list[tuple[str, Any]]:
+    """The leaves of a tree by their paths as rules name them: the keys joined by `/`.
 
     A box round a parameter (`flax.linen.Partitioned`, `flax.nnx.Param`) holds it in the attribute
     `value`, which is no part of the parameter's name.
 
     Args:
-      paths: those of all leaves, as `jax.tree_util.tree_leaves_with_path` gives them.
+      tree: any pytree.
+      is_leaf: as in `jax.tree.leaves`.
 
     Returns:
-      The names, such as `decoder/up1/kernel`.
+      Pairs of a name, such as `decoder/up1/kernel`, and the leaf.
 
-    >>> params = {"decoder": {"up1": {"kernel": 0.0}}}
-    >>> path_strings([path for path, _ in jax.tree_util.tree_leaves_with_path(params)])
-    ['decoder/up1/kernel']
+    >>> named_leaves({"decoder": {"up1": {"kernel": 0.0}}})
+    [('decoder/up1/kernel', 0.0)]
     """
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
     # A box holds nothing else: where there is, the attribute is a parameter's own name.
-    beneath = collections.Counter(path[:n] for path in paths for n in range(len(path)))
+    beneath = collections.Counter(path[:n] for path, _ in leaves for n in range(len(path)))
 
     def named(path: tuple[Any, ...]) -> tuple[Any, ...]:
         boxed = path[-1:] == (jax.tree_util.GetAttrKey("value"),) and beneath[path[:-1]] == 1
         return path[:-1] if boxed else path
 
-    return [jax.tree_util.keystr(named(path), simple=True, separator="/") for path in paths]
+    name = partial(jax.tree_util.keystr, simple=True, separator="/")
+    return [(name(named(path)), leaf) for path, leaf in leaves]

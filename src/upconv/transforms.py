@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from upconv.records import at_least_float32
-from upconv.rules import Rule, Rules, path_strings
+from upconv.rules import Rule, Rules, named_leaves
 
 __all__ = ["add_regularization", "penalty", "project", "with_rules"]
 
@@ -50,10 +50,11 @@ def penalty(params: optax.Params, rules: Rules) -> jax.Array:
     rules = _checked(rules)
     _check_matches(rules, params)
     total = jnp.zeros((), jnp.float32)
-    for path, param in _named(params):
+    for path, param in named_leaves(params, _is_hole):
         if path in rules and not _is_hole(param):
+            value = _regularizer_value(path, rules[path], param)
             with jax.numpy_dtype_promotion("standard"):  # whatever the parameters are held to
-                total += _regularizer_value(path, rules[path], param)
+                total += value
     return total
 
 
@@ -184,7 +185,7 @@ def _per_parameter(
             return act(path, rules[path], jnp.asarray(update), jnp.asarray(param))
 
         structure = jax.tree.structure(updates, is_leaf=_is_hole)
-        paths = jax.tree.unflatten(structure, [path for path, _ in _named(updates)])
+        paths = jax.tree.unflatten(structure, [path for path, _ in named_leaves(updates, _is_hole)])
         return jax.tree.map(act_on, paths, updates, params), state
 
     return optax.GradientTransformation(init, update)
@@ -230,15 +231,6 @@ def _constrained(path: str, rule: Rule, param: jax.Array) -> jax.Array:
     return allowed(param)
 
 
-def _named(params: Any) -> list[tuple[str, Any]]:
-    """The parameters by their paths, and what was left out of the tree."""
-    leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=_is_hole)
-    return [
-        (path, leaf)
-        for path, (_, leaf) in zip(path_strings([p for p, _ in leaves]), leaves, strict=True)
-    ]
-
-
 def _is_hole(node: Any) -> bool:
     """Whether a parameter, or a whole subtree, was left out of a tree by masking."""
     return node is None or isinstance(node, optax.MaskedNode)
@@ -256,7 +248,7 @@ def _checked(rules: Rules) -> dict[str, Rule]:
 
 def _check_matches(rules: Rules, params: optax.Params) -> None:
     """Raises for a rule whose parameter is not in the tree, nor in a part that was masked."""
-    named = _named(params)
+    named = named_leaves(params, _is_hole)
     holes = {path for path, leaf in named if _is_hole(leaf)}
     present = [path for path, leaf in named if not _is_hole(leaf)]
     for path in sorted(rules.keys() - set(present)):
