@@ -38,6 +38,7 @@ AS_IF_LARGE = {
     "FEW_FILTERS": 0,
     "NARROW": 4,
     "MANY_ROWS": 2,
+    "UNROLLED": range(2, 100),
 }
 
 Function = Callable[..., Any]

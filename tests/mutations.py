@@ -366,6 +366,34 @@ MUTATIONS = [
         CASES,
     ),
     Mutation(
+        "phases beside each other are cropped as those apart",
+        "lowering",
+        "starts = [lo % of_axis[0].stride",
+        "starts = [0 * of_axis[0].stride",
+        CASES_2D,
+    ),
+    Mutation(
+        "a phase apart ends with the output, rounded down",
+        "lowering",
+        "_Run(r, s, 1, first, first + -(-out // s))",
+        "_Run(r, s, 1, first, first + out // s)",
+        CASES_2D,
+    ),
+    Mutation(
+        "the first of phases that are copied is lost",
+        "lowering",
+        "for start, stop in ((0, 1), (1, z.shape[axis])):",
+        "for start, stop in ((1, z.shape[axis]),):",
+        CASES_2D,
+    ),
+    Mutation(
+        "planes in their order count as all planes",
+        "lowering",
+        "np.array_equal(row.ravel(), np.arange(y.shape[1]))",
+        "row.size == y.shape[1]",
+        ("test_functional", "test_case and 3d"),
+    ),
+    Mutation(
         "planes are taken one further",
         "lowering",
         "np.arange(k) * d - lo)",
@@ -417,9 +445,9 @@ MUTATIONS = [
     Mutation(
         "phases begin where the full output does",
         "lowering",
-        "ends = (taps.shape[axis] - 1 - first, first +",
-        "ends = (taps.shape[axis] - 1, 0 * first +",
-        CASES,
+        "_Run(r, s, 1, first, first + -(-out // s))",
+        "_Run(r, s, 1, 0, -(-out // s))",
+        CASES_2D,
     ),
     Mutation(
         "blocks are summed in place",

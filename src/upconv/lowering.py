@@ -514,15 +514,16 @@ def _fill_strides(a: jax.Array, axis: int, g: Geometry) -> jax.Array:
     return _pad(a, [*[(0, 0, 0)] * axis, *fill, *[(0, 0, 0)] * rest])
 
 
-# Channels from and to which LLVM unrolls a loop that copies them, one number at a time; a sum it
-# leaves a loop of vectors: 0.5 to 0.7 of the time, and 20 ms of compilation less.
+# Channels of which LLVM unrolls a loop that copies them, one number at a time; one that sums them
+# stays a loop of vectors: 0.4 to 0.8 of the time for the floats of C (kind "f"; up to 2 for
+# bfloat16), and 20 ms of compilation less.
 UNROLLED = range(64, 80)
 
 
 def _interleave(parts: Sequence[jax.Array], starts: Sequence[Size], g: Geometry) -> jax.Array:
     """The sum of ``(N, *m, *strides, C)`` to space, and of that the output, from ``starts``."""
     r = g.rank
-    if len(parts) == 1 and parts[0].shape[-1] in UNROLLED:
+    if len(parts) == 1 and parts[0].shape[-1] in UNROLLED and parts[0].dtype.kind == "f":
         parts = _in_two(parts[0], g)
     z = functools.reduce(lax.add, parts)
     order = itertools.chain.from_iterable((1 + a, 1 + r + a) for a in range(r))
@@ -738,7 +739,8 @@ TRANSPOSE: dict[str, Way] = {
     "subpixel": _subpixel,
     "phases": functools.partial(_subpixel, split=3),
     "matmul": _matmul,
-    "planes": functools.partial(_subpixel, split=1, convolve=_convolve_planes),
+    "planes": functools.partial(_subpixel, convolve=_convolve_planes),
+    "plane_phases": functools.partial(_subpixel, split=1, convolve=_convolve_planes),
 }
 STRIDED: dict[str, Way] = {
     "strided": _strided,
@@ -832,9 +834,11 @@ def _way_of_transpose(g: Geometry, batch: int, filters: int, dtype: Any) -> str:
         # Nothing overlaps.  1.5 times on 2x64x64x128 to 64, 2x2 at stride 2.
         return "matmul"
     if g.rank == 3:
-        # 0.7 of the subpixel way on 12x12x12x64 to 32, 3x3x3 at stride 2.  A product takes 0.7 of
-        # that, but five times the memory, and twice as long to compile.
-        return "planes"
+        # 0.7 of the subpixel way on 12x12x12x64 to 32, 3x3x3 at stride 2, and 0.55 by phases of
+        # planes, which do not fill up the kernel: they save little where nothing is to fill, and
+        # take 20 ms more to compile.  A product takes 0.8 of that, but five times the memory.
+        whole = g.kernel_size[0] % g.strides[0] == 0
+        return "planes" if whole or g.strides[0] > MANY_PHASES else "plane_phases"
     if all(s == 1 for s in g.strides):
         # 6 times on 8x64x64x64 to 3, 3x3; 0.75 with 64 filters.
         return "matmul" if filters <= FEW_FILTERS else "input_dilation"
