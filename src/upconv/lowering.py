@@ -633,16 +633,25 @@ def _windows(y: jax.Array, g: Geometry) -> jax.Array:
 
 def _overlap_add(p: jax.Array, g: Geometry) -> jax.Array:
     """The transpose of `_windows`: ``(N, *n, *k, C)`` to ``(N, *output, C)``."""
-    r, taps = g.rank, _phase_taps(g)
-    p = _fill_strides(p, r + 1, g)
+    r = g.rank
     parts = []
-    for shift in itertools.product(*map(range, taps)):
-        starts = [i * s for i, s in zip(shift, g.strides, strict=True)]
-        stops = map(operator.add, starts, g.strides)
+    for shift in itertools.product(*map(range, _phase_taps(g))):
+        # The taps of an axis that lie in this stride of the kernel, and where.
+        first = [-(-i * s // d) for i, s, d in zip(shift, g.strides, g.dilation_rate, strict=True)]
+        stop = [
+            min(-(-(i + 1) * s // d), k)
+            for i, s, d, k in zip(shift, g.strides, g.dilation_rate, g.kernel_size, strict=True)
+        ]
+        if not all(map(operator.lt, first, stop)):
+            continue
         whole = (0,) * (r + 1), p.shape[: r + 1]
-        part = lax.slice(p, (*whole[0], *starts, 0), (*whole[1], *stops, p.shape[-1]))
-        ends = [(i, q - 1 - i, 0) for i, q in zip(shift, taps, strict=True)]
-        parts.append(_pad(part, [(0, 0, 0), *ends, *[(0, 0, 0)] * (r + 1)]))
+        part = lax.slice(p, (*whole[0], *first, 0), (*whole[1], *stop, p.shape[-1]))
+        ends = [(i, q - 1 - i, 0) for i, q in zip(shift, _phase_taps(g), strict=True)]
+        fill = [
+            (a * d - i * s, (i + 1) * s - 1 - (b - 1) * d, d - 1)
+            for i, a, b, s, d in zip(shift, first, stop, g.strides, g.dilation_rate, strict=True)
+        ]
+        parts.append(_pad(part, [(0, 0, 0), *ends, *fill, (0, 0, 0)]))
     return _interleave(parts, g.crop, g)
 
 
