@@ -29,15 +29,16 @@ C_SHORT = 2.0
 # Limits of `upconv.lowering` at which "auto" takes for small shapes what it takes for large ones.
 AS_IF_LARGE = {
     "SMALL_PRODUCT": 0,
+    "FRESH": 0,
     "PIECE": 64,
     "IMAGES": 2,
     "SLOW_ALONE": True,
-    "SLOW_OF_THREE": True,
     "WORTH_STRETCHING": 2,
     "LONG_SUM": 1,
     "FEW_FILTERS": 0,
     "NARROW": 4,
-    "MANY_ROWS": 2,
+    "WIDE": 2,
+    "MANY_PRODUCTS": 8,
     "UNROLLED": range(2, 100),
 }
 

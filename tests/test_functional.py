@@ -159,6 +159,7 @@ def test_a_phase_that_begins_beyond_the_image(
 ) -> None:
     """XLA:CPU before jaxlib 0.12 reads past it, where YNNPACK computes: with few channels."""
     monkeypatch.setattr(ways, "SMALL_PRODUCT", 0)
+    monkeypatch.setattr(ways, "FRESH", 0)
     x = rng.integers(-3, 4, (16, 32, 32, 8)).astype(np.float32)
     w = rng.integers(-3, 4, (k, k, 16, 8)).astype(np.float32)
     y = upconv.conv_transpose(x, w, strides=s, padding=(pads, pads))
@@ -202,6 +203,7 @@ class TestReach:
             # By name a lowering is the same for every shape; "auto" is not.
             lower(name, FEW)
         monkeypatch.setattr(ways, "SMALL_PRODUCT", 0)
+        monkeypatch.setattr(ways, "FRESH", 0)
         lower("auto", CASES)
         assert seen == every
 

@@ -72,17 +72,24 @@ def _convolve(
     """
     rank = lhs.ndim - 2
     image = (0, rank + 1, *range(1, rank + 1))
-    options.setdefault("window_strides", (1,) * rank)
-    lhs, padding, options["lhs_dilation"] = _prepared(
-        lhs, padding, options.get("lhs_dilation", (1,) * rank)
-    )
+    for name in ("window_strides", "lhs_dilation", "rhs_dilation"):
+        options.setdefault(name, (1,) * rank)
+    lhs, padding, options["lhs_dilation"] = _prepared(lhs, padding, options["lhs_dilation"])
+    exchanged = num.target == "cpu" and _is_exchanged(lhs, rhs, **options)
+    if exchanged and rank == 1:
+        options |= {k: (1, *v) for k, v in options.items() if k != "feature_group_count"}
+        row = lax.expand_dims(lhs, (1,)), lax.expand_dims(rhs, (0,))
+        return lax.squeeze(_convolve(*row, num, padding=[(0, 0), *padding], **options), (1,))
     if rank == 2 and jnp.issubdtype(lhs.dtype, jnp.floating) and lhs.dtype.itemsize <= 4:
         stretched |= num.target == "cpu" and _takes_one_core(lhs, rhs, padding, **options)
+        if exchanged:
+            ends = [(lo, hi, 0) for lo, hi in padding]
+            lhs, padding, stretched = _pad(lhs, [(0, 0, 0), *ends, (0, 0, 0)]), [(0, 0)] * 2, True
         if stretched:
             (lo, hi), columns = padding
             padding = [(2 * lo, 2 * hi), columns]
             for name in ("window_strides", "lhs_dilation", "rhs_dilation"):
-                step, other = options.get(name, (1, 1))
+                step, other = options[name]
                 options[name] = (2 * step, other)
     return lax.conv_general_dilated(
         lhs,
@@ -115,6 +122,30 @@ def _prepared(
     return _pad(a, [(0, 0, 0), *ends, (0, 0, 0)]), padding, dilation
 
 
+def _is_exchanged(
+    lhs: jax.Array,
+    rhs: jax.Array,
+    *,
+    lhs_dilation: Sequence[int],
+    rhs_dilation: Sequence[int],
+    **_: Any,
+) -> bool:
+    """Whether XLA:CPU takes the window for the image: where the window is the larger one.
+
+    It has only a naive loop for what comes of that, unless the image is padded beforehand, and
+    stretched, so that no padding is put back: C takes 0.02 of the time on 16x8x8x512 to 12, 9x9.
+    """
+    static = all(isinstance(n, int) for n in lhs.shape)
+    return (
+        static
+        and set(lhs_dilation) == {1}
+        and any(
+            d * (k - 1) >= n
+            for n, k, d in zip(lhs.shape[1:-1], rhs.shape, rhs_dilation, strict=False)
+        )
+    )
+
+
 # Channels of the image, and products in a sum, from which stretching pays.
 WORTH_STRETCHING = 16
 LONG_SUM = 4096
@@ -125,8 +156,8 @@ def _takes_one_core(
     rhs: jax.Array,
     padding: Sequence[tuple[Size, Size]],
     *,
-    lhs_dilation: Sequence[int] = (1, 1),
-    rhs_dilation: Sequence[int] = (1, 1),
+    lhs_dilation: Sequence[int],
+    rhs_dilation: Sequence[int],
     feature_group_count: int = 1,
     **_: Any,
 ) -> bool:
@@ -561,8 +592,7 @@ def _matmul(x: jax.Array, w: jax.Array, g: Geometry, num: Numerics) -> jax.Array
     """T as one matrix product, every input pixel by the whole kernel, then overlap-add."""
     r = g.rank
     # (N, *n, ci) by (*k, co, ci) to (N, *n, *k, co)
-    wide = num._replace(dtype=_accumulator(num.dtype))
-    p = _product(x, w, (r + 1,), (r + 1,), g, wide)
+    p = _product(x, w, (r + 1,), (r + 1,), g, num)
     return _overlap_add(p, g).astype(num.dtype)
 
 
@@ -570,14 +600,15 @@ def _matmul_strided(y: jax.Array, w: jax.Array, g: Geometry, num: Numerics) -> j
     """C as one matrix product of windows and kernel."""
     r = g.rank
     # (N, *n, *k, co) by (*k, co, ci) to (N, *n, ci)
-    return _product(_windows(y, g), w, range(r + 1, 2 * r + 2), range(r + 1), g, num)
+    x = _product(_windows(y, g), w, range(r + 1, 2 * r + 2), range(r + 1), g, num)
+    return x.astype(num.dtype)
 
 
 def _matmul_kernel_grad(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
     """G as one matrix product of windows and inputs."""
     pixels = range(g.rank + 1)
     # (N, *n, *k, co) by (N, *n, ci) to (*k, co, ci)
-    return _product(_windows(y, g), x, pixels, pixels, g, num)
+    return _product(_windows(y, g), x, pixels, pixels, g, num).astype(num.dtype)
 
 
 def _product(
@@ -590,12 +621,16 @@ def _product(
 ) -> jax.Array:
     """What is left of ``a``, then of ``b``, after a sum over the first or last axes of both.
 
+    Sums of 16 bits are given in 32: only so does XLA:CPU (jaxlib 0.10.2) multiply bfloat16 by
+    instructions of its own, twice as fast as float32 where a CPU has them.
     The last axes hold the groups, each of which is taken by itself.  XLA:CPU multiplies matrices
     as they lie, either of them transposed, and moves whatever has more axes: as matrices the
     operands of 96x96x56 by 9x9x1 take 0.3 of the time, of 32x4x4x512 by 4x4x256 0.85.
     """
     dot = functools.partial(
-        lax.dot_general, precision=num.precision, preferred_element_type=num.dtype
+        lax.dot_general,
+        precision=num.precision,
+        preferred_element_type=_accumulator(num.dtype),
     )
     if g.groups == 1:
         (a, a_axis, a_kept), (b, b_axis, b_kept) = _matrix(a, a_sum), _matrix(b, b_sum)
@@ -794,18 +829,27 @@ FEW_FILTERS = 4
 # Channels up to which a convolution to them leaves much of its vectors idle.
 NARROW = 24
 
-# Rows of a kernel from which it pays to gather them as channels.
-MANY_ROWS = 8
+# Channels that fill a vector.
+WIDE = 16
 
-# Whether a convolution of three channels, as images have, is a slow one, as before jaxlib 0.12:
-# gathering the rows takes a quarter of the time on 32x32x32x32 to 3, 4x4 and 5x5 at stride 2, and
-# 0.85 from 64 channels, but 1.3 at stride 1 from as many.
-SLOW_OF_THREE = jaxlib.version.__version_info__ < (0, 12)
+# Channels of which many products are longer in adding up than in making.
+FEW_CHANNELS = 16
 
-# Products up to this size stay in the cache between the product and its overlap-add.  From
-# 32 MiB on a buffer is fresh memory at every call, and touching its pages costs more than
-# computing it.
+# Products of a row of the kernel, for each row of the stride, that outweigh gathering it.
+MANY_PRODUCTS = 128
+
+# Bytes of products that are worth their memory whatever the operands are.
 SMALL_PRODUCT = 16 << 20
+
+# Bytes of windows of bfloat16 that are gathered faster than a convolution computes in float32.
+SMALL_WINDOWS = 8 << 20
+
+# Bytes from which temporaries are fresh memory at every call, and touching their pages costs more
+# than computing them.
+FRESH = 32 << 20
+
+# Bytes of temporaries that a training step may take for each of its operands and results.
+MEMORY = 4
 
 
 def ways(g: Geometry, batch: Size, kernel_shape: Sequence[int], dtype: Any, target: str) -> Ways:
@@ -830,55 +874,85 @@ def ways(g: Geometry, batch: Size, kernel_shape: Sequence[int], dtype: Any, targ
         return PRODUCTS
     if set(g.kernel_size) == set(g.strides) == {1}:
         return PRODUCTS  # of pixels by channels, as they are
-    filters, channels = kernel_shape[-2:]
     return Ways(
-        _way_of_transpose(g, batch, filters, dtype),
-        _way_of_strided(g, channels, filters),
-        _way_of_kernel_grad(g, filters),
+        _way_of_transpose(g, batch, kernel_shape, dtype),
+        _way_of_strided(g, batch, kernel_shape, dtype),
+        _way_of_kernel_grad(g, kernel_shape[-2]),
     )
 
 
-def _way_of_transpose(g: Geometry, batch: int, filters: int, dtype: Any) -> str:
+def _way_of_transpose(g: Geometry, batch: int, kernel_shape: Sequence[int], dtype: Any) -> str:
+    filters, channels = kernel_shape[-2:]
     if all(k <= s for k, s in zip(g.span, g.strides, strict=True)):
         # Nothing overlaps.  1.5 times on 2x64x64x128 to 64, 2x2 at stride 2.
         return "matmul"
+    pixels = batch * math.prod(g.input_size)
+    product = pixels * math.prod(g.kernel_size) * filters
+    temporaries = product + batch * math.prod(g.output_size) * filters
+    operands = pixels * channels + math.prod(kernel_shape)
+    itemsize = jnp.dtype(_accumulator(dtype)).itemsize
+    modest = temporaries <= MEMORY * 2 * operands
+    fits = modest and temporaries * itemsize < FRESH
+    flat = all(s == 1 for s in g.strides)
     if g.rank == 3:
+        if fits and not flat:
+            # 0.45 of the next on 8x8x8x128 to 64, 3x3x3 at stride 2; 0.75 with 2 of 4x4x4.
+            return "matmul"
         # 0.7 of the subpixel way on 12x12x12x64 to 32, 3x3x3 at stride 2, and 0.55 by phases of
         # planes, which do not fill up the kernel: they save little where nothing is to fill, and
-        # take 20 ms more to compile.  A product takes 0.8 of that, but five times the memory.
+        # take 20 ms more to compile.
         whole = g.kernel_size[0] % g.strides[0] == 0
         return "planes" if whole or g.strides[0] > MANY_PHASES else "plane_phases"
-    if all(s == 1 for s in g.strides):
-        # 6 times on 8x64x64x64 to 3, 3x3; 0.75 with 64 filters.
-        return "matmul" if filters <= FEW_FILTERS else "input_dilation"
-    product = batch * math.prod((*g.input_size, *g.kernel_size, filters)) * dtype.itemsize
-    if dtype == jnp.float64 or max(g.dilation_rate) > 1 or product <= SMALL_PRODUCT:
-        # 12 times for float64; 2.4 times at dilation 2; 2 times on 32x4x4x512 to 256 channels
-        # and on 96x96x56 to 1, where the other ways compute what the crop then removes.
+    small = product * itemsize <= SMALL_PRODUCT or fits
+    if flat:
+        # 0.2 of the time to 4 filters and fewer, 0.3 to 6 of 64 channels, 0.7 to 16 of 64; 1.1 to
+        # 64 of 128 and 1.5 to 32 of 32.  Of bfloat16 XLA:CPU has products, on CPUs that have them,
+        # but no convolutions: 0.6 to 64 of 128.
+        few = filters <= FEW_FILTERS and (small or modest)
+        worth = 3 * filters <= channels or dtype == jnp.bfloat16
+        return "matmul" if few or (small and worth) else "input_dilation"
+    if dtype == jnp.float64 or max(g.dilation_rate) > 1:
+        return "matmul"  # 12 times for float64; 2.4 times at dilation 2
+    if small and (channels > FEW_CHANNELS or min(_phase_taps(g)) < 3):
+        # 2 times on 32x4x4x512 to 256 channels and on 96x96x56 to 1, where the other ways compute
+        # what the crop then removes; 1.1 times on 2x64x64x128 to 64, 3x3 at stride 2, and a third
+        # less to compile.  Of 16 channels and fewer, products of many taps are made faster than
+        # they are added: 2 times on 64x64x16 to 4, 9x9 at stride 2.
         return "matmul"
     whole = all(k % s == 0 for k, s in zip(g.kernel_size, g.strides, strict=True))
-    if not whole and math.prod(g.strides) <= MANY_PHASES:
+    wide = filters >= WIDE and channels >= 2 * WIDE
+    if not whole and wide and math.prod(g.strides) <= MANY_PHASES:
         # Merging phases fills up the kernel to a multiple of the stride: 0.75 of the time on
-        # 2x64x64x128 to 64 channels, 3x3 at stride 2; 0.9 on 32x16x16x128 to 64, 5x5.
+        # 32x16x16x128 to 64, 5x5 at stride 2; 3 times on 16x64x64x8 to 4, 7x7.
         return "phases"
     return "subpixel"
 
 
-def _way_of_strided(g: Geometry, channels: int, filters: int) -> str:
+def _way_of_strided(g: Geometry, batch: int, kernel_shape: Sequence[int], dtype: Any) -> str:
     if g.rank == 3:
         return "planes"  # 0.4 of the time of the convolution, on the same layer
+    filters, channels = kernel_shape[-2:]
+    windows = batch * math.prod((*g.input_size, *g.kernel_size, filters)) * dtype.itemsize
+    if dtype == jnp.bfloat16 and windows <= SMALL_WINDOWS and filters >= WIDE:
+        # 0.7 of the time on 32x8x8x256 to 128 channels, 4x4 at stride 2; 1.2 on 2x64x64x128 to 64,
+        # 3x3, where the windows take longer to gather than to multiply.
+        return "matmul"
     taps = _phase_taps(g)
     filled = math.prod(map(operator.mul, taps, g.strides))
     narrow = channels * filled <= NARROW * math.prod(g.kernel_size)
-    if g.rank == 2 and narrow and filters >= WORTH_STRETCHING and math.prod(taps) > 1:
+    if g.rank == 2 and narrow and filters >= WIDE and math.prod(taps) > 1:
         # 0.6 of the time on 16x16x21 to 21 channels, 32x32 at stride 16; 0.35 on 32x32x3 and 0.7 on
         # 32x32x16 to 64, 4x4 at stride 2; 1.2 there with 16 channels and 3x3, which is filled up.
         return "blocks"
-    # Gathering the rows takes half the time on 96x96x56 to 1, 9x9 at stride 3, and 1.8 on
-    # 32x32x32 to 1, 5x5 at stride 2.
-    many = g.kernel_size[0] >= MANY_ROWS and filters < WORTH_STRETCHING
-    three = g.kernel_size[0] > 1 and filters == 3 and SLOW_OF_THREE
-    return "planes" if g.rank == 2 and (many or three) else "strided"
+    rows, stride = g.kernel_size[0], g.strides[0]
+    if g.rank == 1 or rows == 1:
+        return "strided"
+    if rows * filters <= 6:
+        return "matmul"  # 0.4 to 1 of the next; on 64x32x32x128 to 1, 3x3 at stride 2, 0.2
+    # Gathering the rows as channels takes 0.5 to 0.8 of the time from 4 channels and fewer, and
+    # from 12 where their products outweigh it; 1.5 on 32x32x32 to 8, 3x3 at stride 2.
+    heavy = channels * rows >= MANY_PRODUCTS * stride
+    return "planes" if filters <= FEW_FILTERS or (filters <= 12 and heavy) else "strided"
 
 
 def _way_of_kernel_grad(g: Geometry, filters: int) -> str:
