@@ -394,6 +394,13 @@ MUTATIONS = [
         ("test_functional", "test_case and 3d"),
     ),
     Mutation(
+        "a window of more pixels than the image is left to XLA",
+        "lowering",
+        "math.prod(window) > math.prod(image)",
+        "math.prod(window) > math.prod(image) * 1000",
+        ("test_functional", "window_of_more"),
+    ),
+    Mutation(
         "planes are taken one further",
         "lowering",
         "np.arange(k) * d - lo)",

@@ -190,6 +190,30 @@ def test_an_image_that_is_cropped_in_front_and_padded_behind(
             np.testing.assert_array_equal(pull(got)[0], kernel)
 
 
+@pytest.mark.parametrize(
+    ("size", "k"), [((2, 3), (5, 4)), ((4, 4), (1, 17)), ((1, 5), (2, 3)), ((5,), (11,))]
+)
+def test_a_window_of_more_pixels_than_the_image(
+    size: tuple[int, ...], k: tuple[int, ...], rng: np.random.Generator, subtests: Any
+) -> None:
+    """Which XLA takes for the image: XLA:CPU has only a naive loop for that."""
+    y = rng.integers(-3, 4, (3, *size, 4)).astype(np.float32)
+    w = rng.integers(-3, 4, (*k, 4, 20)).astype(np.float32)
+    x = oracle.conv(y, w, padding="same")
+    for name in LOWERINGS:
+        with subtests.test(lowering=name):
+            options = {"padding": "same", "lowering": name}
+            got, pull = jax.vjp(partial(upconv.conv, y, **options), w)
+            np.testing.assert_array_equal(got, x)
+            np.testing.assert_array_equal(
+                pull(got)[0], oracle.correlate_kernel(x, y, k, padding="same")
+            )
+            back = upconv.conv_transpose(x, w, **options)
+            np.testing.assert_array_equal(back, oracle.conv_transpose(x, w, padding="same"))
+    step = jax.jit(partial(upconv.conv, padding="same")).lower(y, w).compile()
+    assert "rhs_reversal" not in step.as_text()
+
+
 class TestReach:
     """A lowering that no case reaches by value would be one that nobody has tried."""
 

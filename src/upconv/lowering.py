@@ -889,8 +889,17 @@ def _way_of_transpose(g: Geometry, batch: int, kernel_shape: Sequence[int], dtyp
     modest = temporaries <= MEMORY * 2 * operands
     fits = modest and temporaries * itemsize < FRESH
     flat = all(s == 1 for s in g.strides)
+    small = product * itemsize <= SMALL_PRODUCT or fits
+    if flat:
+        # 0.2 of the time to 4 filters and fewer, 0.3 to 6 of 64 channels, 0.7 to 16 of 64; 1.1 to
+        # 64 of 128 and 1.5 to 32 of 32.  Of bfloat16 XLA:CPU has products, on CPUs that have them,
+        # but no convolutions: 0.6 to 64 of 128.
+        few = filters <= FEW_FILTERS and (small or modest)
+        if few or (small and (3 * filters <= channels or dtype == jnp.bfloat16)):
+            return "matmul"
+        return "planes" if g.rank == 3 else "input_dilation"
     if g.rank == 3:
-        if fits and not flat:
+        if fits:
             # 0.45 of the next on 8x8x8x128 to 64, 3x3x3 at stride 2; 0.75 with 2 of 4x4x4.
             return "matmul"
         # 0.7 of the subpixel way on 12x12x12x64 to 32, 3x3x3 at stride 2, and 0.55 by phases of
@@ -898,14 +907,6 @@ def _way_of_transpose(g: Geometry, batch: int, kernel_shape: Sequence[int], dtyp
         # take 20 ms more to compile.
         whole = g.kernel_size[0] % g.strides[0] == 0
         return "planes" if whole or g.strides[0] > MANY_PHASES else "plane_phases"
-    small = product * itemsize <= SMALL_PRODUCT or fits
-    if flat:
-        # 0.2 of the time to 4 filters and fewer, 0.3 to 6 of 64 channels, 0.7 to 16 of 64; 1.1 to
-        # 64 of 128 and 1.5 to 32 of 32.  Of bfloat16 XLA:CPU has products, on CPUs that have them,
-        # but no convolutions: 0.6 to 64 of 128.
-        few = filters <= FEW_FILTERS and (small or modest)
-        worth = 3 * filters <= channels or dtype == jnp.bfloat16
-        return "matmul" if few or (small and worth) else "input_dilation"
     if dtype == jnp.float64 or max(g.dilation_rate) > 1:
         return "matmul"  # 12 times for float64; 2.4 times at dilation 2
     if small and (channels > FEW_CHANNELS or min(_phase_taps(g)) < 3):
@@ -935,7 +936,7 @@ def _way_of_strided(g: Geometry, batch: int, kernel_shape: Sequence[int], dtype:
     taps = _phase_taps(g)
     filled = math.prod(map(operator.mul, taps, g.strides))
     narrow = channels * filled <= NARROW * math.prod(g.kernel_size)
-    if g.rank == 2 and narrow and filters >= WIDE and math.prod(taps) > 1:
+    if narrow and filters >= WIDE and math.prod(taps) > 1:
         # 0.6 of the time on 16x16x21 to 21 channels, 32x32 at stride 16; 0.35 on 32x32x3 and 0.7 on
         # 32x32x16 to 64, 4x4 at stride 2; 1.2 there with 16 channels and 3x3, which is filled up.
         return "blocks"
