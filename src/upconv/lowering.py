@@ -909,11 +909,12 @@ def _way_of_transpose(g: Geometry, batch: int, kernel_shape: Sequence[int], dtyp
         return "planes" if whole or g.strides[0] > MANY_PHASES else "plane_phases"
     if dtype == jnp.float64 or max(g.dilation_rate) > 1:
         return "matmul"  # 12 times for float64; 2.4 times at dilation 2
-    if small and (channels > FEW_CHANNELS or min(_phase_taps(g)) < 3):
+    long = min(_phase_taps(g)) > 2 and filters > 1
+    if small and (channels > FEW_CHANNELS or not long):
         # 2 times on 32x4x4x512 to 256 channels and on 96x96x56 to 1, where the other ways compute
         # what the crop then removes; 1.1 times on 2x64x64x128 to 64, 3x3 at stride 2, and a third
         # less to compile.  Of 16 channels and fewer, products of many taps are made faster than
-        # they are added: 2 times on 64x64x16 to 4, 9x9 at stride 2.
+        # they are added: 2 times on 64x64x16 to 4, 9x9 at stride 2, but 0.2 on 32x32x16 to 1, 6x6.
         return "matmul"
     whole = all(k % s == 0 for k, s in zip(g.kernel_size, g.strides, strict=True))
     wide = filters >= WIDE and channels >= 2 * WIDE
