@@ -214,6 +214,16 @@ def test_a_window_of_more_pixels_than_the_image(
     assert "rhs_reversal" not in step.as_text()
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_one_pixel_is_no_convolution(rank: int, stride: int) -> None:
+    """A generator's first layer: a convolution would multiply little but padding."""
+    x, w = np.zeros((4, *(1,) * rank, 6), np.float32), np.zeros((*(4,) * rank, 5, 6), np.float32)
+    lowered = jax.jit(partial(upconv.conv_transpose, strides=stride)).lower(x, w)
+    assert "stablehlo.dot_general" in lowered.as_text()
+    assert "stablehlo.convolution" not in lowered.as_text()
+
+
 class TestReach:
     """A lowering that no case reaches by value would be one that nobody has tried."""
 

@@ -878,8 +878,9 @@ def ways(g: Geometry, batch: Size, kernel_shape: Sequence[int], dtype: Any, targ
 
 def _way_of_transpose(g: Geometry, batch: int, kernel_shape: Sequence[int], dtype: Any) -> str:
     filters, channels = kernel_shape[-2:]
-    if all(k <= s for k, s in zip(g.span, g.strides, strict=True)):
-        # Nothing overlaps.  1.5 times on 2x64x64x128 to 64, 2x2 at stride 2.
+    if all(n == 1 or k <= s for n, k, s in zip(g.input_size, g.span, g.strides, strict=True)):
+        # Nothing overlaps.  1.5 times on 2x64x64x128 to 64, 2x2 at stride 2; 5 times on
+        # 64x1x1x100 to 512, 4x4, where a convolution would multiply mostly padding.
         return "matmul"
     pixels = batch * math.prod(g.input_size)
     product = pixels * math.prod(g.kernel_size) * filters
@@ -893,9 +894,11 @@ def _way_of_transpose(g: Geometry, batch: int, kernel_shape: Sequence[int], dtyp
     if flat:
         # 0.2 of the time to 4 filters and fewer, 0.3 to 6 of 64 channels, 0.7 to 16 of 64; 1.1 to
         # 64 of 128 and 1.5 to 32 of 32.  Of bfloat16 XLA:CPU has products, on CPUs that have them,
-        # but no convolutions: 0.6 to 64 of 128.
+        # but no convolutions: 0.6 to 64 of 128.  Where the output is much larger a convolution
+        # multiplies padding: 0.35 from 4x4 to 7x7 pixels, 0.7 from 7x7 to 9x9.
         few = filters <= FEW_FILTERS and (small or modest)
-        if few or (small and (3 * filters <= channels or dtype == jnp.bfloat16)):
+        grows = 2 * math.prod(g.output_size) >= 3 * math.prod(g.input_size)
+        if few or (small and (3 * filters <= channels or grows or dtype == jnp.bfloat16)):
             return "matmul"
         return "planes" if g.rank == 3 else "input_dilation"
     if g.rank == 3:
