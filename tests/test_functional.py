@@ -215,6 +215,25 @@ def test_a_window_of_more_pixels_than_the_image(
 
 
 @pytest.mark.parametrize("stride", [1, 2])
+def test_bfloat16_is_multiplied_as_matrices_and_rounded_once(
+    stride: int, rng: np.random.Generator
+) -> None:
+    y = rng.integers(-3, 4, (2, 8, 6, 16))
+    w = rng.integers(-3, 4, (3, 4, 16, 24))
+    for f, reference, a in (
+        (upconv.conv, oracle.conv, y),
+        (upconv.conv_transpose, oracle.conv_transpose, rng.integers(-3, 4, (2, 4, 3, 24))),
+    ):
+        got = jax.jit(partial(f, strides=stride)).lower(
+            jnp.asarray(a, jnp.bfloat16), jnp.asarray(w, jnp.bfloat16)
+        )
+        assert "stablehlo.convolution" not in got.as_text()
+        result = got.compile()(jnp.asarray(a, jnp.bfloat16), jnp.asarray(w, jnp.bfloat16))
+        want = reference(a.astype(np.float32), w.astype(np.float32), strides=stride)
+        np.testing.assert_array_equal(result, jnp.asarray(want, jnp.bfloat16))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("rank", [1, 2, 3])
 def test_one_pixel_is_no_convolution(rank: int, stride: int) -> None:
     """A generator's first layer: a convolution would multiply little but padding."""
