@@ -37,7 +37,7 @@ AS_IF_LARGE = {
     "LONG_SUM": 1,
     "FEW_FILTERS": 0,
     "NARROW": 4,
-    "WIDE": 2,
+    "WIDE": 1,
     "MANY_PRODUCTS": 8,
     "UNROLLED": range(2, 100),
 }

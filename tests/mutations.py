@@ -464,11 +464,11 @@ MUTATIONS = [
         ("test_functional", "test_case and 2d_many_filters"),
     ),
     Mutation(
-        "what no pixel reaches is left to XLA, which misreads it",
+        "zeros before the full output are left to XLA, which misreads them",
         "functional",
-        "else min(span - 1 - lo, 0)",
-        "else 0",
-        ("test_functional", "test_case and 1d_crop"),
+        "if isinstance(lo, int) and lo < 0 else 0",
+        "if isinstance(lo, int) and lo < -9 else 0",
+        ("test_functional", "test_case and 2d_crop_and_pad"),
     ),
     # ---- other people's conventions
     Mutation(

@@ -256,20 +256,15 @@ def _numerics(x: jax.Array, kernel: jax.Array, name: str, precision: Any, dtype:
 
 
 def _without_front(geo: Geometry) -> tuple[tuple[int, ...], Geometry]:
-    """How much is to be put in front of the maps' output, and the maps' geometry.
+    """How many zeros come before the full output, and the maps' geometry, which is without them.
 
-    More than nothing where zeros come before the full output; less, that is to be taken off, where
-    more is cropped than the first pixel reaches. Both are kept out of the maps, because XLA:CPU
-    before jaxlib 0.12 reads beyond an image that is to be cropped in front and padded behind
-    (openxla/xla#48713): the output and the input of the convolutions that compute them.
+    Kept out of the maps, because XLA:CPU before jaxlib 0.12 reads beyond an image that is cropped
+    in front and padded behind (openxla/xla#48713), and ``lowering="lax"`` is what XLA makes of it.
     """
-
-    def of(lo: Size, span: int, out: Size) -> Size:
-        if not isinstance(lo, int):
-            return 0
-        return min(-lo, out - 1) if lo < 0 else min(span - 1 - lo, 0)
-
-    front = tuple(map(of, geo.crop, geo.span, geo.output_size))
+    front = tuple(
+        min(-lo, out - 1) if isinstance(lo, int) and lo < 0 else 0
+        for lo, out in zip(geo.crop, geo.output_size, strict=True)
+    )
     return front, dataclasses.replace(
         geo,
         crop=tuple(lo + n for lo, n in zip(geo.crop, front, strict=True)),
