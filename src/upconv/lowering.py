@@ -123,7 +123,14 @@ def _prepared(
     return _pad(a, [(0, 0, 0), *ends, (0, 0, 0)]), padding, dilation
 
 
-def _is_exchanged(lhs: jax.Array, rhs: jax.Array, *, lhs_dilation: Sequence[int], **_: Any) -> bool:
+def _is_exchanged(
+    lhs: jax.Array,
+    rhs: jax.Array,
+    *,
+    lhs_dilation: Sequence[int],
+    feature_group_count: int = 1,
+    **_: Any,
+) -> bool:
     """Whether XLA takes the window for the image, and the image for the window: the smaller one.
 
     XLA:CPU has only a naive loop for what comes of that, unless the image is padded beforehand,
@@ -131,7 +138,8 @@ def _is_exchanged(lhs: jax.Array, rhs: jax.Array, *, lhs_dilation: Sequence[int]
     """
     image, window = lhs.shape[1:-1], rhs.shape[:-2]
     static = all(isinstance(n, int) for n in image)
-    return static and set(lhs_dilation) == {1} and math.prod(window) > math.prod(image)
+    plain = feature_group_count == 1 and set(lhs_dilation) == {1}
+    return static and plain and math.prod(window) > math.prod(image)
 
 
 def _padded_apart(a: jax.Array, padding: Sequence[tuple[int, int]]) -> jax.Array:
@@ -843,7 +851,7 @@ SMALL_WINDOWS = 8 << 20
 # than computing them.
 FRESH = 32 << 20
 
-# Bytes of temporaries that a training step may take for each of its operands and results.
+# Bytes of temporaries that a training step may take for each byte of operands and results.
 MEMORY = 4
 
 
@@ -892,7 +900,7 @@ def _way_of_transpose(g: Geometry, batch: int, kernel_shape: Sequence[int], dtyp
     flat = all(s == 1 for s in g.strides)
     small = product * itemsize <= SMALL_PRODUCT or fits
     if flat:
-        # 0.2 of the time to 4 filters and fewer, 0.3 to 6 of 64 channels, 0.7 to 16 of 64; 1.1 to
+        # 0.2 of the time to 4 filters and fewer, 0.4 to 6 of 64 channels, 0.7 to 16 of 64; 1.1 to
         # 64 of 128 and 1.5 to 32 of 32.  Of bfloat16 XLA:CPU has products, on CPUs that have them,
         # but no convolutions: 0.6 to 64 of 128.  Where the output is much larger a convolution
         # multiplies padding: 0.35 from 4x4 to 7x7 pixels, 0.7 from 7x7 to 9x9.
@@ -903,7 +911,7 @@ def _way_of_transpose(g: Geometry, batch: int, kernel_shape: Sequence[int], dtyp
         return "planes" if g.rank == 3 else "input_dilation"
     if g.rank == 3:
         if fits:
-            # 0.45 of the next on 8x8x8x128 to 64, 3x3x3 at stride 2; 0.75 with 2 of 4x4x4.
+            # 0.55 of the next on 8x8x8x128 to 64, 3x3x3 at stride 2; 0.75 with 2 of 4x4x4.
             return "matmul"
         # 0.7 of the subpixel way on 12x12x12x64 to 32, 3x3x3 at stride 2, and 0.55 by phases of
         # planes, which do not fill up the kernel: they save little where nothing is to fill, and
@@ -923,7 +931,7 @@ def _way_of_transpose(g: Geometry, batch: int, kernel_shape: Sequence[int], dtyp
     wide = filters >= WIDE and channels >= 2 * WIDE
     if not whole and wide and math.prod(g.strides) <= MANY_PHASES:
         # Merging phases fills up the kernel to a multiple of the stride: 0.75 of the time on
-        # 32x16x16x128 to 64, 5x5 at stride 2; 3 times on 16x64x64x8 to 4, 7x7.
+        # 32x16x16x128 to 64, 5x5 at stride 2; 6 times on 16x64x64x8 to 4, 7x7.
         return "phases"
     return "subpixel"
 
@@ -934,7 +942,7 @@ def _way_of_strided(g: Geometry, batch: int, kernel_shape: Sequence[int], dtype:
     filters, channels = kernel_shape[-2:]
     windows = batch * math.prod((*g.input_size, *g.kernel_size, filters)) * dtype.itemsize
     if dtype == jnp.bfloat16 and windows <= SMALL_WINDOWS and filters >= WIDE:
-        # 0.7 of the time on 32x8x8x256 to 128 channels, 4x4 at stride 2; 1.2 on 2x64x64x128 to 64,
+        # 0.8 of the time on 32x8x8x256 to 128 channels, 4x4 at stride 2; 1.2 on 2x64x64x128 to 64,
         # 3x3, where the windows take longer to gather than to multiply.
         return "matmul"
     taps = _phase_taps(g)
@@ -950,7 +958,7 @@ def _way_of_strided(g: Geometry, batch: int, kernel_shape: Sequence[int], dtype:
     if rows * filters <= 6:
         return "matmul"  # 0.4 to 1 of the next; on 64x32x32x128 to 1, 3x3 at stride 2, 0.2
     # Gathering the rows as channels takes 0.5 to 0.8 of the time from 4 channels and fewer, and
-    # from 12 where their products outweigh it; 1.5 on 32x32x32 to 8, 3x3 at stride 2.
+    # from 12 where their products outweigh it; 1.5 on 28x28x32 to 6, 4x4 at stride 2.
     heavy = channels * rows >= MANY_PRODUCTS * stride
     return "planes" if filters <= FEW_FILTERS or (filters <= 12 and heavy) else "strided"
 
