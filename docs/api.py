@@ -241,7 +241,6 @@ def examples(thing: Object) -> list[str]:
 def markdown(text: str) -> str:
     """A docstring's prose: its literals and formulas as Markdown has them, doctests fenced."""
     text = re.sub(r":math:`([^`]+)`", r"$`\1`$", text)
-    text = re.sub(r"``([^`]+)``", r"`\1`", text)
     text = re.sub(r"::\n\n", ":\n\n", text)
     parts = re.split(r"\n\n+", text)
     return "\n\n".join(f"```python\n{p}\n```" if p.startswith(">>> ") else p for p in parts)

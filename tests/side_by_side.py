@@ -21,7 +21,7 @@ Function = Callable[..., jax.Array]
 
 
 def in_parts(parts: int) -> pytest.MarkDecorator:
-    """Parametrizes a test by ``part``, of which the second half says little more than the first."""
+    """Parametrizes a test by `part`, of which the second half says little more than the first."""
     values = [
         pytest.param(i, marks=pytest.mark.slow) if 2 * i >= parts else i for i in range(parts)
     ]

@@ -1,7 +1,7 @@
-"""How fast the layer is here, beside every peer that is installed: ``python -m upconv.bench``.
+"""How fast the layer is here, beside every peer that is installed: `python -m upconv.bench`.
 
 Forward pass, training step (loss and both gradients) and Hessian-vector product of thirteen
-layers, each peer in the layout that it likes best and compiled as its users compile it.  Times
+layers, each peer in the layout that it likes best and compiled as its users compile it. Times
 are minima over interleaved rounds; ratios are a peer's time over ours.
 
     python -m upconv.bench --layers dcgan1,fcn --peers flax,torch
@@ -69,7 +69,7 @@ class Layer:
 
     @property
     def kernel_shape(self) -> tuple[int, ...]:
-        """``(*kernel_size, c_out, c_in)``."""
+        """`(*kernel_size, c_out, c_in)`."""
         return (*self.kernel_size, self.filters, self.input_shape[-1])
 
     @property
@@ -85,7 +85,7 @@ class Layer:
 
     @property
     def tiny(self) -> Layer:
-        """The same window on next to nothing, for ``--quick``."""
+        """The same window on next to nothing, for `--quick`."""
         batch, *space, channels = self.input_shape
         shape = (min(batch, 2), *(min(n, 5) for n in space), min(channels, 4))
         return dataclasses.replace(self, input_shape=shape, filters=min(self.filters, 3))
@@ -142,7 +142,7 @@ class Task(NamedTuple):
     """One layer of one peer.
 
     Attributes:
-      calls: by kind, what is timed; ``step`` returns the loss and the two gradients.
+      calls: by kind, what is timed; `step` returns the loss and the two gradients.
       wait: blocks until the result of a call is there.
       channel_axis: of the output.
       compile: traces and compiles the training step anew, where that is a thing.
@@ -181,7 +181,7 @@ def cores() -> int:
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
-# Those on JAX differ in how ``(x, kernel)`` becomes ``y``, and in layout.
+# Those on JAX differ in how `(x, kernel)` becomes `y`, and in layout.
 
 Apply = Callable[[jax.Array, jax.Array], Any]
 Arrange = Callable[[np.ndarray], np.ndarray]
@@ -196,7 +196,7 @@ def jax_task(
     arrange: tuple[Arrange, Arrange] = (np.asarray, np.asarray),
     channel_axis: int = -1,
 ) -> Task:
-    """The task of a peer on JAX; ``arrange`` gives it inputs and kernels in its own layout."""
+    """The task of a peer on JAX; `arrange` gives it inputs and kernels in its own layout."""
     apply = make(layer, dtype)
 
     def loss(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -271,7 +271,7 @@ def _equinox(layer: Layer, dtype: str) -> Apply:
 
 
 def _equinox_kernel(kernel: np.ndarray) -> np.ndarray:
-    """To ``(c_out, c_in, *kernel_size)``, the window reversed: Equinox takes it as it convolves."""
+    """To `(c_out, c_in, *kernel_size)`, the window reversed: Equinox takes it as it convolves."""
     return np.flip(np.moveaxis(kernel, (-2, -1), (0, 1)), tuple(range(2, kernel.ndim)))
 
 
@@ -321,7 +321,7 @@ def _torch_obstacle() -> str | None:
 
 
 def _torch_crop(layer: Layer) -> tuple[list[int], list[int]]:
-    """PyTorch's ``padding`` and ``output_padding`` for our output shape.
+    """PyTorch's `padding` and `output_padding` for our output shape.
 
     It crops as much at the end as at the start; of an odd total it has the larger half at the
     start, one pixel off ours.
@@ -451,7 +451,7 @@ class Effort(NamedTuple):
       rounds: turns that everyone gets.
       calls: timed calls in a turn, at least.
       seconds: time for them, at least.
-      batch: calls that are timed as one.  More than one on a GPU alone, where a call returns
+      batch: calls that are timed as one. More than one on a GPU alone, where a call returns
         before its work is done: the next one's launch is then no part of the time.
       compilations: how often the training step is compiled.
     """
@@ -509,7 +509,7 @@ def _turn(clock: Callable[[], float], effort: Effort) -> list[float]:
 def stopwatch(
     call: Callable[[], Any], wait: Callable[[Any], Any], batch: int = 1
 ) -> Callable[[], float]:
-    """A function that makes ``batch`` calls, waits for the last and returns the seconds of one."""
+    """A function that makes `batch` calls, waits for the last and returns the seconds of one."""
 
     def seconds() -> float:
         start = time.perf_counter()
@@ -611,7 +611,7 @@ def check_shape(name: str, layer: Layer, task: Task, output: Any) -> None:
 def compile_steps(tasks: Mapping[str, Task], times: int) -> dict[str, Row]:
     """Time to trace and compile the training step, and the memory that it then takes.
 
-    ``temp_ratio`` is the temporary memory over that of arguments and results.
+    `temp_ratio` is the temporary memory over that of arguments and results.
     """
     rows: dict[str, Row] = {name: {} for name in tasks}
     compilers = {name: task.compile for name, task in tasks.items() if task.compile}
@@ -901,7 +901,7 @@ def show_summary(lines: Iterable[Mapping[str, Any]]) -> None:
 
 
 def show_maps(layer: Layer, records: Iterable[Mapping[str, Any]]) -> None:
-    """A line per way, those that ``auto`` takes marked."""
+    """A line per way, those that `auto` takes marked."""
     body = [
         [
             record["map"],

@@ -1,6 +1,6 @@
 """The three maps, closed under differentiation and batching.
 
-With ``x``: input, ``w``: kernel, ``y``: output of one transposed convolution,
+With `x`: input, `w`: kernel, `y`: output of one transposed convolution,
 
 ==================  ===========  ====  =======================  =======================
 map                 from         to    transposed in its 1st    in its 2nd argument
@@ -13,8 +13,8 @@ G `kernel_grad`     x, y         w     C(y, ct)                 T(x, ct)
 Each is linear in both arguments, so every derivative of any order is one of the three, and
 none is ever derived from another's lowering: that is what keeps gradients fast.
 
-Arrays are channels last: ``x`` is ``(N, *input_size, groups * ci)``, ``y`` is
-``(N, *output_size, groups * co)``, ``w`` is ``(*kernel_size, co, groups * ci)``.
+Arrays are channels last: `x` is `(N, *input_size, groups * ci)`, `y` is
+`(N, *output_size, groups * co)`, `w` is `(*kernel_size, co, groups * ci)`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from upconv.lowering import Numerics
 
 
 def transpose(x: jax.Array, w: jax.Array, geometry: Geometry, numerics: Numerics) -> jax.Array:
-    """T: the transposed convolution of ``x`` by ``w``."""
+    """T: the transposed convolution of `x` by `w`."""
     return _bind(transpose_p, x, w, geometry, numerics)
 
 
@@ -49,7 +49,7 @@ def strided(y: jax.Array, w: jax.Array, geometry: Geometry, numerics: Numerics) 
 
 
 def kernel_grad(x: jax.Array, y: jax.Array, geometry: Geometry, numerics: Numerics) -> jax.Array:
-    """G: the correlation of ``x`` with ``y``, T's gradient in the kernel."""
+    """G: the correlation of `x` with `y`, T's gradient in the kernel."""
     return _bind(kernel_grad_p, x, y, geometry, numerics)
 
 
@@ -87,7 +87,7 @@ OPERANDS = {
 }
 
 # With the channels of x, y and w split into (groups, channels of one group), the axis of every
-# role in every operand.  The three are one contraction: a role that two operands hold and the
+# role in every operand. The three are one contraction: a role that two operands hold and the
 # third lacks is summed over, and `group` is shared by all.
 AXES = {
     "x": {"batch": 0, "group": -2, "in": -1},
@@ -187,7 +187,7 @@ ROLES = ("batch", "in", "out", "group")
 
 
 def _without(a: jax.Array, axis: int | None) -> jax.ShapeDtypeStruct:
-    """What is left of ``a`` when one axis is mapped over."""
+    """What is left of `a` when one axis is mapped over."""
     shape = list(a.shape)
     if axis is not None:
         del shape[axis]
@@ -195,7 +195,7 @@ def _without(a: jax.Array, axis: int | None) -> jax.ShapeDtypeStruct:
 
 
 def _fold(operand: str, role: str, a: jax.Array, groups: int) -> jax.Array:
-    """Merge the leading axis of ``a`` into the axis of a role, as its slower part."""
+    """Merge the leading axis of `a` into the axis of a role, as its slower part."""
     a = a.reshape(*a.shape[:-1], groups, a.shape[-1] // groups)
     axis = AXES[operand][role] % (a.ndim - 1)
     a = jnp.moveaxis(a, 0, axis)
@@ -260,11 +260,11 @@ def _plain(aval: ShapedArray) -> ShapedArray:
 
 
 def _kept_apart(fun: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """``fun`` as a call that XLA does not inline.
+    """`fun` as a call that XLA does not inline.
 
     XLA:CPU takes the interleaving of pixels for cheap and repeats it in every fusion that reads
     the result: a training step then holds the output three times over, and from 32 MiB of
-    temporaries on pays for their pages at every call.  Behind a call there is one output.
+    temporaries on pays for their pages at every call. Behind a call there is one output.
     """
 
     def inner(*args: jax.Array) -> jax.Array:
@@ -303,7 +303,7 @@ _CT, _LHS, _RHS = range(3)
 
 
 def _rule(unknown: int, q: Primitive, *operands: int) -> Callable[..., jax.Array]:
-    """The transpose rule for one unknown argument: map ``q`` of two of what is known."""
+    """The transpose rule for one unknown argument: map `q` of two of what is known."""
 
     def rule(*given: Any, geometry: Geometry, numerics: Numerics) -> jax.Array:
         first, second = (given[i] for i in operands)

@@ -33,34 +33,34 @@ def conv_transpose(
 ) -> jax.Array:
     """Transposed convolution: the adjoint of `conv` with the same kernel.
 
-    ``<conv(y, kernel), x> = <y, conv_transpose(x, kernel)>``, as in Keras, TensorFlow and
-    PyTorch: every input pixel adds its multiple of the kernel to the output, ``strides`` apart.
+    `<conv(y, kernel), x> = <y, conv_transpose(x, kernel)>`, as in Keras, TensorFlow and
+    PyTorch: every input pixel adds its multiple of the kernel to the output, `strides` apart.
     Every derivative, of any order, is again one of three maps: this one, `conv`, and the
-    correlation of ``x`` with ``y`` that gives a kernel. Each is computed directly.
+    correlation of `x` with `y` that gives a kernel. Each is computed directly.
 
     Args:
-      x: ``(*batch, *spatial, c_in)``, or ``(*batch, c_in, *spatial)`` for ``channels_first``;
+      x: `(*batch, *spatial, c_in)`, or `(*batch, c_in, *spatial)` for `channels_first`;
         any number of batch axes, none included.
-      kernel: ``(*kernel_size, c_out // groups, c_in)``; its rank less 2 is the number of
+      kernel: `(*kernel_size, c_out // groups, c_in)`; its rank less 2 is the number of
         spatial axes, 1 to 3.
       strides: output pixels per input pixel, for all axes or one per spatial axis.
-      padding: ``"valid"``, ``"same"``, ``"same_lower"``, ``"causal"``, ``"circular"``, or how much
-        to crop: an integer, or one integer or ``(lo, hi)`` pair per spatial axis.
-      output_padding: pixels more at the output's end, below ``max(stride, dilation)``.
-      output_size: the output's spatial size, instead of ``output_padding``.
+      padding: `"valid"`, `"same"`, `"same_lower"`, `"causal"`, `"circular"`, or how much
+        to crop: an integer, or one integer or `(lo, hi)` pair per spatial axis.
+      output_padding: pixels more at the output's end, below `max(stride, dilation)`.
+      output_size: the output's spatial size, instead of `output_padding`.
       dilation_rate: output pixels from one kernel tap to the next.
       groups: number of channel groups that do not mix.
-      data_format: ``"channels_last"`` or ``"channels_first"``.
-      lowering: how it is computed; finite results agree to rounding.  ``"auto"`` goes by
-        platform and static shape.  ``"input_dilation"`` and ``"subpixel"`` are two ways of
-        computing a transposed convolution, its gradients as with ``"auto"``; ``"matmul"`` takes
-        matrix products for it and for them.  ``"lax"`` is JAX's own convolution, differentiated
+      data_format: `"channels_last"` or `"channels_first"`.
+      lowering: how it is computed; finite results agree to rounding. `"auto"` goes by
+        platform and static shape. `"input_dilation"` and `"subpixel"` are two ways of
+        computing a transposed convolution, its gradients as with `"auto"`; `"matmul"` takes
+        matrix products for it and for them. `"lax"` is JAX's own convolution, differentiated
         by JAX: for tools that read jaxprs, and slow on CPU.
       precision: as in `jax.lax.conv_general_dilated`.
       preferred_element_type: dtype of the result; by default the operands' common dtype.
 
     Returns:
-      An array in the layout of ``x``, its spatial size as `output_shape` gives it.
+      An array in the layout of `x`, its spatial size as `output_shape` gives it.
 
     Raises:
       TypeError: if an argument has the wrong type.
@@ -116,15 +116,15 @@ def conv(
     """Strided convolution: the map that `conv_transpose` transposes, and its adjoint.
 
     Args:
-      y: ``(*batch, *spatial, c_out)``, or ``(*batch, c_out, *spatial)`` for ``channels_first``.
-      kernel: ``(*kernel_size, c_out // groups, c_in)``, as for `conv_transpose`: this map goes
-        from ``c_out`` channels to ``c_in``.
-      strides, padding, dilation_rate, groups, data_format: as for `conv_transpose`; ``padding``
-        is what is added to ``y``.
+      y: `(*batch, *spatial, c_out)`, or `(*batch, c_out, *spatial)` for `channels_first`.
+      kernel: `(*kernel_size, c_out // groups, c_in)`, as for `conv_transpose`: this map goes
+        from `c_out` channels to `c_in`.
+      strides, padding, dilation_rate, groups, data_format: as for `conv_transpose`; `padding`
+        is what is added to `y`.
       lowering, precision, preferred_element_type: as for `conv_transpose`.
 
     Returns:
-      An array of ``c_in`` channels in the layout of ``y``.  Samples at the end of ``y`` that no
+      An array of `c_in` channels in the layout of `y`. Samples at the end of `y` that no
       window reaches are not used.
 
     Raises:
@@ -182,8 +182,8 @@ def output_shape(
     Args:
       input_shape: shape of the input, batch axes and channels included; sizes may be symbolic
         dimensions of `jax.export`, and batch axes of unknown size `None`.
-      filters: channels of the output, ``c_out``.
-      kernel_size: one integer per spatial axis; an integer takes ``input_shape`` to have one
+      filters: channels of the output, `c_out`.
+      kernel_size: one integer per spatial axis; an integer takes `input_shape` to have one
         batch axis.
       strides, padding, output_padding, output_size, dilation_rate, groups, data_format: as for
         `conv_transpose`.
@@ -259,7 +259,7 @@ def _without_front(geo: Geometry) -> tuple[tuple[int, ...], Geometry]:
     """How many zeros come before the full output, and the maps' geometry, which is without them.
 
     Kept out of the maps, because XLA:CPU before jaxlib 0.12 reads beyond an image that is cropped
-    in front and padded behind (openxla/xla#48713), and ``lowering="lax"`` is what XLA makes of it.
+    in front and padded behind (openxla/xla#48713), and `lowering="lax"` is what XLA makes of it.
     """
     front = tuple(
         min(-lo, out - 1) if isinstance(lo, int) and lo < 0 else 0
@@ -292,7 +292,7 @@ def _uncropped(geo: Geometry) -> Geometry:
 
 
 def _wrap(full: jax.Array, geo: Geometry) -> jax.Array:
-    """Add what hangs over the end to the start: ``y[j]`` sums all ``i = j + lo`` mod ``n s``."""
+    """Add what hangs over the end to the start: `y[j]` sums all `i = j + lo` mod `n s`."""
     for axis, (size, lo) in enumerate(zip(geo.output_size, geo.crop, strict=True), start=1):
         turns = -(-full.shape[axis] // size)
         end = [(0, 0)] * full.ndim
@@ -305,7 +305,7 @@ def _wrap(full: jax.Array, geo: Geometry) -> jax.Array:
 
 
 def _unwrap(y: jax.Array, geo: Geometry) -> jax.Array:
-    """The transpose of `_wrap`: repeat ``y`` periodically to the full length."""
+    """The transpose of `_wrap`: repeat `y` periodically to the full length."""
     for axis, (full, lo) in enumerate(zip(geo.full_size, geo.crop, strict=True), start=1):
         size = y.shape[axis]
         # A symbolic length is taken to be no shorter than the overhang; the slice checks it.
@@ -327,7 +327,7 @@ def _split(
 
 
 def _flatten(a: jax.Array, rank: int, last: bool) -> tuple[tuple[Size, ...], jax.Array]:
-    """The batch axes, and the array as ``(N, *spatial, channels)``."""
+    """The batch axes, and the array as `(N, *spatial, channels)`."""
     batch = a.shape[: -rank - 1]
     size = 1
     for n in batch:

@@ -4,15 +4,15 @@ Everything here is integer arithmetic on static shapes, per spatial axis, with
 
 ====  ==========================================================================
 n     input length
-k     kernel length; with dilation ``d`` it spans ``K = d * (k - 1) + 1``
+k     kernel length; with dilation `d` it spans `K = d * (k - 1) + 1`
 s     stride
-F     full output length, ``(n - 1) * s + K``: every product has its place
+F     full output length, `(n - 1) * s + K`: every product has its place
 lo    how much of the full output is cropped at the start
 ====  ==========================================================================
 
-so that ``y[i * s + t * d - lo] += w[t] * x[i]`` wherever that index exists.
-A length may be a symbolic dimension of ``jax.export``; kernels, strides and dilations are
-integers.  The relations are those of Dumoulin and Visin, *A guide to convolution
+so that `y[i * s + t * d - lo] += w[t] * x[i]` wherever that index exists.
+A length may be a symbolic dimension of `jax.export`; kernels, strides and dilations are
+integers. The relations are those of Dumoulin and Visin, *A guide to convolution
 arithmetic for deep learning* (arXiv:1603.07285), section 4.
 """
 
@@ -35,14 +35,14 @@ DATA_FORMATS = ("channels_last", "channels_first")
 class Geometry:
     """The static shape that a transposed convolution, its transpose and its kernel gradient share.
 
-    Every field but ``groups`` has one entry per spatial axis.
+    Every field but `groups` has one entry per spatial axis.
 
     Attributes:
-      input_size: lengths of the transposed convolution's input, ``n``.
-      kernel_size: ``k``.
-      strides: ``s``.
-      dilation_rate: ``d``.
-      crop: ``lo``; negative where zeros come before the full output.
+      input_size: lengths of the transposed convolution's input, `n`.
+      kernel_size: `k`.
+      strides: `s`.
+      dilation_rate: `d`.
+      crop: `lo`; negative where zeros come before the full output.
       output_size: lengths of the transposed convolution's output; where it outlasts the
         full output the rest is zero.
       groups: number of channel groups.
@@ -67,12 +67,12 @@ class Geometry:
 
     @property
     def span(self) -> tuple[int, ...]:
-        """``K``: the length that the dilated kernel covers."""
+        """`K`: the length that the dilated kernel covers."""
         return tuple(map(dilated, self.kernel_size, self.dilation_rate))
 
     @property
     def full_size(self) -> tuple[Size, ...]:
-        """``F``: the length of the output before cropping."""
+        """`F`: the length of the output before cropping."""
         return tuple(map(full_length, self.input_size, self.span, self.strides))
 
     @property
@@ -85,12 +85,12 @@ class Geometry:
 
 
 def dilated(k: int, d: int) -> int:
-    """The length that ``k`` taps cover, ``d`` apart."""
+    """The length that `k` taps cover, `d` apart."""
     return d * (k - 1) + 1
 
 
 def full_length(n: Size, span: int, s: int) -> Size:
-    """The length at which every product of ``n`` inputs and ``span`` taps has its place."""
+    """The length at which every product of `n` inputs and `span` taps has its place."""
     return (n - 1) * s + span
 
 
@@ -98,7 +98,7 @@ def full_length(n: Size, span: int, s: int) -> Size:
 
 
 def integer(name: str, value: Any, *, minimum: int | None = None) -> int:
-    """``value`` as an int, or an error that names it."""
+    """`value` as an int, or an error that names it."""
     try:
         if isinstance(value, bool):
             raise TypeError
@@ -113,11 +113,11 @@ def integer(name: str, value: Any, *, minimum: int | None = None) -> int:
 
 
 def per_axis(name: str, value: Any, rank: int, *, minimum: int | None = 1) -> tuple[int, ...]:
-    """One integer per spatial axis, from an integer for all or a sequence of ``rank`` integers.
+    """One integer per spatial axis, from an integer for all or a sequence of `rank` integers.
 
     Raises:
-      TypeError: if ``value`` is neither, or holds anything but integers.
-      ValueError: if the sequence has another length, or an entry is below ``minimum``.
+      TypeError: if `value` is neither, or holds anything but integers.
+      ValueError: if the sequence has another length, or an entry is below `minimum`.
 
     >>> per_axis("strides", 2, rank=3)
     (2, 2, 2)
@@ -133,13 +133,13 @@ def per_axis(name: str, value: Any, rank: int, *, minimum: int | None = 1) -> tu
 
 
 def canonical_padding(padding: Any, rank: int) -> str | Pads:
-    """A padding's name in lower case, or one ``(lo, hi)`` pair per spatial axis.
+    """A padding's name in lower case, or one `(lo, hi)` pair per spatial axis.
 
     An integer crops both ends alike, for all axes or per axis; a pair stands in a sequence
-    with one entry per axis.  A negative number extends the output by zeros instead.
+    with one entry per axis. A negative number extends the output by zeros instead.
 
     Raises:
-      TypeError: if ``padding`` is no string, integer or sequence of integers and pairs.
+      TypeError: if `padding` is no string, integer or sequence of integers and pairs.
       ValueError: if the name is unknown or a sequence has another length.
 
     >>> canonical_padding("SAME", rank=2)
@@ -165,7 +165,7 @@ def canonical_padding(padding: Any, rank: int) -> str | Pads:
 
 
 def canonical_data_format(data_format: Any) -> str:
-    """``"channels_last"`` or ``"channels_first"``, from either in any case.
+    """`"channels_last"` or `"channels_first"`, from either in any case.
 
     >>> canonical_data_format("Channels_First")
     'channels_first'
@@ -212,7 +212,7 @@ class _Axis:
         return dilated(self.k, self.d)
 
     def unpadded(self, n: Size) -> Size:
-        """The output length at ``output_padding = 0``."""
+        """The output length at `output_padding = 0`."""
         if isinstance(self.padding, tuple):
             return full_length(n, self.span, self.s) - sum(self.padding)
         if self.padding == "valid":
@@ -266,7 +266,7 @@ class _Axis:
         return total - total // 2 if self.padding == "same_lower" else total // 2
 
     def strided(self, m: Size) -> Size:
-        """The output length of the strided convolution of ``m`` samples."""
+        """The output length of the strided convolution of `m` samples."""
         if isinstance(self.padding, tuple):
             return (m + sum(self.padding) - self.span) // self.s + 1
         if self.padding == "valid":

@@ -1,7 +1,7 @@
 """Layers of other libraries and their weights as ours, and ours as theirs: the same numbers.
 
-``from_`` functions give ``(module, variables)``, a layer of `upconv.linen` and what it computes
-with; ``to_`` functions give ``(config, weights)``, the arguments of the other library's constructor
+`from_` functions give `(module, variables)`, a layer of `upconv.linen` and what it computes
+with; `to_` functions give `(config, weights)`, the arguments of the other library's constructor
 and what its layer is then to be given. Where there is a pair of them, each takes what the other
 gives::
 
@@ -10,13 +10,13 @@ gives::
     module, variables = from_torch(config, weights)  # does not need torch
 
 Layers of `upconv.nnx` come in by `from_nnx` and go out by `to_nnx`:
-``to_nnx(*from_torch(layer))``, ``to_keras(*from_nnx(layer))``.
+`to_nnx(*from_torch(layer))`, `to_keras(*from_nnx(layer))`.
 
 Arrays keep their bits: axes are put in another order and kernels are flipped, nothing is computed.
 What one library has and the other has not is a ValueError that names the argument, so that nothing
-is lost unseen. ``drop=("kernel_regularizer",)`` says that an argument may be lost; then the rest is
+is lost unseen. `drop=("kernel_regularizer",)` says that an argument may be lost; then the rest is
 converted, and what comes out lacks what was dropped. Never dropped without a word, but not carried
-either, because they belong to neither what a layer computes nor how it is trained: ``lowering``;
+either, because they belong to neither what a layer computes nor how it is trained: `lowering`;
 initializers, from and to PyTorch, Flax and ONNX; names where one of the two has none; and seeds.
 """
 
@@ -178,21 +178,21 @@ def from_keras(
     drop: Collection[str] = (),
     custom_objects: Mapping[str, Any] | None = None,
 ) -> Pair:
-    """A transposed convolution of Keras 3, `tf_keras` or ``tf.compat.v1.layers`` as ours.
+    """A transposed convolution of Keras 3, `tf_keras` or `tf.compat.v1.layers` as ours.
 
     The numbers are those of Keras on its TensorFlow backend.
 
     Args:
-      layer: a ``Conv1DTranspose``, ``Conv2DTranspose`` or ``Conv3DTranspose`` that is built; or,
-        with `weights`, a config as ``layer.get_config()`` gives it in Keras 3.
-      weights: what ``layer.get_weights()`` gives: the kernel, and the bias if there is one.
-      drop: arguments that may be left at our defaults: ``activation``, initializers, regularizers
+      layer: a `Conv1DTranspose`, `Conv2DTranspose` or `Conv3DTranspose` that is built; or,
+        with `weights`, a config as `layer.get_config()` gives it in Keras 3.
+      weights: what `layer.get_weights()` gives: the kernel, and the bias if there is one.
+      drop: arguments that may be left at our defaults: `activation`, initializers, regularizers
         and constraints.
       custom_objects: our functions for Keras's by name, as for
-        ``keras.saving.deserialize_keras_object``.
+        `keras.saving.deserialize_keras_object`.
 
     Returns:
-      ``(module, variables)``. Initializers draw from the same distribution. The dtypes are those
+      `(module, variables)`. Initializers draw from the same distribution. The dtypes are those
       of the layer's policy.
 
     Raises:
@@ -255,22 +255,22 @@ def to_keras(
 ) -> tuple[dict[str, Any], list[np.ndarray]]:
     """Our layer as one of Keras 3, or of `tf_keras`; neither is imported.
 
-    ``layer = keras.layers.Conv2DTranspose(**config)``, or ``.from_config(config)``, then
-    ``layer.build(input_shape)`` and ``layer.set_weights(weights)``.
+    `layer = keras.layers.Conv2DTranspose(**config)`, or `.from_config(config)`, then
+    `layer.build(input_shape)` and `layer.set_weights(weights)`.
 
-    Keras has ``"valid"`` and ``"same"``; another padding is converted if it crops as one of them
-    does with some ``output_padding``. Its TensorFlow backend has no strides together with
+    Keras has `"valid"` and `"same"`; another padding is converted if it crops as one of them
+    does with some `output_padding`. Its TensorFlow backend has no strides together with
     dilation, and no groups.
 
     Args:
       module: a layer of `upconv.linen`.
       variables: what it is applied to.
-      drop: arguments that may be lost: ``activation``, ``precision``, initializers, regularizers
+      drop: arguments that may be lost: `activation`, `precision`, initializers, regularizers
         and constraints.
       custom_objects: names for functions that are not ours, under which Keras is to find its own.
 
     Returns:
-      ``(config, weights)``: what ``get_config`` and ``get_weights`` of the layer give.
+      `(config, weights)`: what `get_config` and `get_weights` of the layer give.
 
     Raises:
       TypeError: if `module` is no such layer.
@@ -540,15 +540,15 @@ _TORCH: dict[str, Any] = {
 
 
 def from_torch(layer: Any, weights: Mapping[str, Any] | None = None) -> Pair:
-    """``torch.nn.ConvTranspose1d``, ``2d`` or ``3d`` as a layer of `upconv.linen`.
+    """`torch.nn.ConvTranspose1d`, `2d` or `3d` as a layer of `upconv.linen`.
 
     Args:
       layer: the layer; or, with `weights`, the arguments of its constructor as a dictionary.
-      weights: what ``layer.state_dict()`` gives: ``weight`` and, if there is one, ``bias``, tensors
+      weights: what `layer.state_dict()` gives: `weight` and, if there is one, `bias`, tensors
         or arrays.
 
     Returns:
-      ``(module, variables)``. The module is ``channels_first``, and not trainable if the layer's
+      `(module, variables)`. The module is `channels_first`, and not trainable if the layer's
       parameters do not require gradients.
 
     Raises:
@@ -620,24 +620,24 @@ def from_torch(layer: Any, weights: Mapping[str, Any] | None = None) -> Pair:
 def to_torch(
     module: Any, variables: Mapping[str, Any], *, drop: Collection[str] = ()
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Our layer as ``torch.nn.ConvTranspose1d``, ``2d`` or ``3d``.
+    """Our layer as `torch.nn.ConvTranspose1d`, `2d` or `3d`.
 
-    ``layer = torch.nn.ConvTranspose2d(**config)`` and ``layer.load_state_dict(weights)``.
+    `layer = torch.nn.ConvTranspose2d(**config)` and `layer.load_state_dict(weights)`.
 
-    PyTorch crops alike at both ends and then adds ``output_padding`` at the end, so it can crop
-    less at the end than at the start, and not more: a kernel of 5 at stride 2 with ``"same"`` is
+    PyTorch crops alike at both ends and then adds `output_padding` at the end, so it can crop
+    less at the end than at the start, and not more: a kernel of 5 at stride 2 with `"same"` is
     not there, one of 4 is.
 
     Args:
       module: a layer of `upconv.linen`.
       variables: what it is applied to.
-      drop: arguments that may be lost: ``activation``, ``data_format`` (PyTorch has
-        ``"channels_first"``), ``dtype``, ``precision``, ``trainable``, regularizers and
+      drop: arguments that may be lost: `activation`, `data_format` (PyTorch has
+        `"channels_first"`), `dtype`, `precision`, `trainable`, regularizers and
         constraints.
 
     Returns:
-      ``(config, weights)``. Where torch is installed it is imported, the weights are tensors and
-      ``config["dtype"]`` is one of torch's; elsewhere they are arrays of numpy and a name.
+      `(config, weights)`. Where torch is installed it is imported, the weights are tensors and
+      `config["dtype"]` is one of torch's; elsewhere they are arrays of numpy and a name.
 
     Raises:
       TypeError: if `module` is no such layer.
@@ -732,7 +732,7 @@ _FLAX_IGNORED = {"kernel_init", "bias_init", "param_dtype", "promote_dtype", "rn
 
 
 def from_flax(layer: Any, variables: Mapping[str, Any] | None = None) -> Pair:
-    """``flax.linen.ConvTranspose`` or ``flax.nnx.ConvTranspose`` as a layer of `upconv.linen`.
+    """`flax.linen.ConvTranspose` or `flax.nnx.ConvTranspose` as a layer of `upconv.linen`.
 
     To keep Flax's own arguments and parameters, change the import instead:
     `upconv.linen.ConvTranspose`, `upconv.nnx.ConvTranspose`.
@@ -740,16 +740,16 @@ def from_flax(layer: Any, variables: Mapping[str, Any] | None = None) -> Pair:
     Args:
       layer: a layer of either kind, Flax's or ours of the same name; or the arguments of the
         constructor of either kind as a dictionary.
-      variables: of a linen layer or a dictionary: ``{"params": {"kernel": ..., "bias": ...}}``,
+      variables: of a linen layer or a dictionary: `{"params": {"kernel": ..., "bias": ...}}`,
         or what is in it. An nnx layer has its own.
 
     Returns:
-      ``(module, variables)``.
+      `(module, variables)`.
 
     Raises:
       TypeError: if `layer` is neither such a layer nor a dictionary.
-      ValueError: if the layer has what ours has not (``mask``, ``preferred_element_type``,
-        ``promote_dtype``, a ``"CIRCULAR"`` of odd overhang with ``transpose_kernel``), or an
+      ValueError: if the layer has what ours has not (`mask`, `preferred_element_type`,
+        `promote_dtype`, a `"CIRCULAR"` of odd overhang with `transpose_kernel`), or an
         argument is unknown or does not fit the variables.
 
     >>> layer = flax_linen.ConvTranspose(4, (5, 5), strides=(2, 2))
@@ -846,23 +846,23 @@ def to_flax(
     api: str = "linen",
     drop: Collection[str] = (),
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Our layer as ``flax.linen.ConvTranspose`` or ``flax.nnx.ConvTranspose``.
+    """Our layer as `flax.linen.ConvTranspose` or `flax.nnx.ConvTranspose`.
 
-    For linen, ``layer = flax.linen.ConvTranspose(**config)`` and ``layer.apply(weights, x)``; for
-    nnx, ``layer = flax.nnx.ConvTranspose(**config, rngs=rngs)`` and
-    ``flax.nnx.update(layer, weights)``.
+    For linen, `layer = flax.linen.ConvTranspose(**config)` and `layer.apply(weights, x)`; for
+    nnx, `layer = flax.nnx.ConvTranspose(**config, rngs=rngs)` and
+    `flax.nnx.update(layer, weights)`.
 
     Args:
       module: a layer of `upconv.linen`.
       variables: what it is applied to.
       transpose_kernel: Flax's argument: whether its kernel is in our order, or flipped and with its
         last two axes exchanged.
-      api: ``"linen"`` or ``"nnx"``.
-      drop: arguments that may be lost: ``activation``, ``data_format`` (Flax has
-        ``"channels_last"``), ``trainable``, regularizers and constraints.
+      api: `"linen"` or `"nnx"`.
+      drop: arguments that may be lost: `activation`, `data_format` (Flax has
+        `"channels_last"`), `trainable`, regularizers and constraints.
 
     Returns:
-      ``(config, weights)``; the weights are ``{"params": {"kernel": ..., "bias": ...}}`` for linen
+      `(config, weights)`; the weights are `{"params": {"kernel": ..., "bias": ...}}` for linen
       and what is in it for nnx.
 
     Raises:
@@ -929,10 +929,10 @@ def from_nnx(layer: Any) -> Pair:
     """A layer of `upconv.nnx` as one of `upconv.linen`.
 
     Args:
-      layer: a ``Conv1DTranspose``, ``Conv2DTranspose`` or ``Conv3DTranspose`` of `upconv.nnx`.
+      layer: a `Conv1DTranspose`, `Conv2DTranspose` or `Conv3DTranspose` of `upconv.nnx`.
 
     Returns:
-      ``(module, variables)``.
+      `(module, variables)`.
 
     Raises:
       TypeError: for anything else.
@@ -955,7 +955,7 @@ def to_nnx(module: Any, variables: Mapping[str, Any]) -> Any:
     """A layer of `upconv.linen` as one of `upconv.nnx`, which holds its variables itself.
 
     Args:
-      module: a ``Conv1DTranspose``, ``Conv2DTranspose`` or ``Conv3DTranspose`` of `upconv.linen`.
+      module: a `Conv1DTranspose`, `Conv2DTranspose` or `Conv3DTranspose` of `upconv.linen`.
       variables: what it is applied to.
 
     Returns:
@@ -1001,29 +1001,29 @@ _ONNX = (
 def from_onnx(
     node: Any, weights: Sequence[Any], input_shape: Sequence[int | None] | None = None
 ) -> Pair:
-    """ONNX's operator ``ConvTranspose`` as a layer of `upconv.linen`.
+    """ONNX's operator `ConvTranspose` as a layer of `upconv.linen`.
 
-    ONNX crops ``total = F + output_padding - output`` pixels of the full output, whose length is
-    ``F``. ``SAME_UPPER`` takes ``total // 2`` of them from the start, everything else the rest of
-    that. A negative total adds zeros, with ``SAME_UPPER`` and ``SAME_LOWER`` by the same formula
-    and otherwise at the end, as the reference evaluator of the package ``onnx`` does. (ONNX Runtime
+    ONNX crops `total = F + output_padding - output` pixels of the full output, whose length is
+    `F`. `SAME_UPPER` takes `total // 2` of them from the start, everything else the rest of
+    that. A negative total adds zeros, with `SAME_UPPER` and `SAME_LOWER` by the same formula
+    and otherwise at the end, as the reference evaluator of the package `onnx` does. (ONNX Runtime
     adds none where the kernel is shorter than the stride: its outputs are shorter there than
-    ``input * stride``, which the standard says they are.)
+    `input * stride`, which the standard says they are.)
 
     Args:
-      node: an ``onnx.NodeProto``, or its attributes as a dictionary.
-      weights: the inputs ``W``, of shape ``(c_in, c_out // group, *kernel_shape)``, and ``B`` if
+      node: an `onnx.NodeProto`, or its attributes as a dictionary.
+      weights: the inputs `W`, of shape `(c_in, c_out // group, *kernel_shape)`, and `B` if
         there is one.
-      input_shape: the shape of ``X``, ``(batch, c_in, *spatial)``. Only where ``output_shape`` is
+      input_shape: the shape of `X`, `(batch, c_in, *spatial)`. Only where `output_shape` is
         given does the layer depend on it, and is it the right one for inputs of this size alone.
 
     Returns:
-      ``(module, variables)``. The module is ``channels_first``.
+      `(module, variables)`. The module is `channels_first`.
 
     Raises:
       TypeError: if an attribute has the wrong type.
-      ValueError: for an operator that is not ``ConvTranspose``, an attribute that is unknown or
-        does not fit the others or the weights, or an ``output_shape`` without `input_shape`.
+      ValueError: for an operator that is not `ConvTranspose`, an attribute that is unknown or
+        does not fit the others or the weights, or an `output_shape` without `input_shape`.
 
     >>> weights = [np.ones((3, 4, 5, 5), np.float32)]
     >>> module, variables = from_onnx({"strides": [2, 2], "auto_pad": "SAME_UPPER"}, weights)

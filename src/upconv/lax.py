@@ -1,9 +1,9 @@
 """`conv_transpose` as `jax.lax` has it, and what Flax's `ConvTranspose` makes of it.
 
-JAX pads the input, dilated by the strides, by ``(lo, hi)`` and correlates it with the kernel, so
-the kernel is flipped against ours unless ``transpose_kernel`` flips it once more, and of the full
-output of `upconv.geometry`, with ``K`` the length that the dilated kernel spans, it crops
-``(K - 1 - lo, K - 1 - hi)`` (Dumoulin and Visin, arXiv:1603.07285, section 4).
+JAX pads the input, dilated by the strides, by `(lo, hi)` and correlates it with the kernel, so
+the kernel is flipped against ours unless `transpose_kernel` flips it once more, and of the full
+output of `upconv.geometry`, with `K` the length that the dilated kernel spans, it crops
+`(K - 1 - lo, K - 1 - hi)` (Dumoulin and Visin, arXiv:1603.07285, section 4).
 """
 
 from __future__ import annotations
@@ -44,29 +44,29 @@ def conv_transpose(
 
     Args:
       lhs: the input, one batch axis, one of channels and 1 to 3 spatial axes, in the order that
-        ``dimension_numbers`` gives; by default channels last.
-      rhs: the kernel, by default ``(*kernel_size, c_in, c_out)``.  Operands of different dtypes
+        `dimension_numbers` gives; by default channels last.
+      rhs: the kernel, by default `(*kernel_size, c_in, c_out)`. Operands of different dtypes
         are promoted.
       strides: one integer per spatial axis.
-      padding: ``"SAME"``, ``"VALID"``, or per spatial axis a pair by which to pad the dilated
-        input; pads may be negative.  Any other name that `jax.lax` knows pads the input of a
+      padding: `"SAME"`, `"VALID"`, or per spatial axis a pair by which to pad the dilated
+        input; pads may be negative. Any other name that `jax.lax` knows pads the input of a
         convolution without strides, as there.
-      rhs_dilation: ``None``, or one integer per spatial axis.
-      dimension_numbers: ``None``, three strings such as ``("NCHW", "OIHW", "NCHW")``, or a
-        `jax.lax.ConvDimensionNumbers`.  Strides, pads and dilations follow the spatial axes in
+      rhs_dilation: `None`, or one integer per spatial axis.
+      dimension_numbers: `None`, three strings such as `("NCHW", "OIHW", "NCHW")`, or a
+        `jax.lax.ConvDimensionNumbers`. Strides, pads and dilations follow the spatial axes in
         the kernel's order.
       transpose_kernel: whether the kernel is that of the convolution which this transposes:
-        flipped, and ``I`` and ``O`` exchanged.
+        flipped, and `I` and `O` exchanged.
       precision: as in `jax.lax.conv_general_dilated`.
       preferred_element_type: dtype of the result; by default the operands'.
       use_consistent_padding: whether pairs are the pads of the convolution which this transposes,
         as in PyTorch, that is: how much to crop.
 
     Returns:
-      An array in the layout that ``dimension_numbers`` gives the output.
+      An array in the layout that `dimension_numbers` gives the output.
 
     Raises:
-      TypeError: if an argument has the wrong type, or ``dimension_numbers`` are none.
+      TypeError: if an argument has the wrong type, or `dimension_numbers` are none.
       ValueError: if a shape or an option does not fit, or nothing would be left of the output; the
         message names the argument.
 
@@ -134,17 +134,17 @@ def flax_conv_transpose(
     """What Flax's `ConvTranspose` computes of its inputs and parameters; its fields are there.
 
     Args:
-      inputs: ``(*batch, *spatial, c_in)``, any number of batch axes.
+      inputs: `(*batch, *spatial, c_in)`, any number of batch axes.
       kernel: of the shape `flax_kernel_shape`.
-      bias: ``(c_out,)`` or ``None``.
-      strides, kernel_dilation: an integer, one per spatial axis, or ``None`` for 1.
-      padding: as in `conv_transpose`, or how much to pad both ends, or ``"CIRCULAR"``, which
-        wraps round what hangs over and takes half of ``K - stride`` from the start, rounded up
-        with ``transpose_kernel`` and down without.
+      bias: `(c_out,)` or `None`.
+      strides, kernel_dilation: an integer, one per spatial axis, or `None` for 1.
+      padding: as in `conv_transpose`, or how much to pad both ends, or `"CIRCULAR"`, which
+        wraps round what hangs over and takes half of `K - stride` from the start, rounded up
+        with `transpose_kernel` and down without.
       transpose_kernel, precision, preferred_element_type: as in `conv_transpose`.
 
     Returns:
-      ``(*batch, *output, c_out)``, in the dtype of `conv_transpose`, promoted with the bias's.
+      `(*batch, *output, c_out)`, in the dtype of `conv_transpose`, promoted with the bias's.
 
     Raises:
       TypeError: if an argument has the wrong type.
@@ -198,10 +198,10 @@ def flax_kernel_shape(
       in_features: the number of input channels.
       features: the number of output channels.
       transpose_kernel: whether the kernel is that of the convolution which this transposes.
-      mask: ``None``, or what the kernel is to be multiplied by.
+      mask: `None`, or what the kernel is to be multiplied by.
 
     Returns:
-      ``(*kernel_size, in_features, features)``, the last two exchanged with ``transpose_kernel``.
+      `(*kernel_size, in_features, features)`, the last two exchanged with `transpose_kernel`.
 
     Raises:
       TypeError: if the kernel's size is not made of integers.
@@ -223,7 +223,7 @@ def flax_kernel_shape(
 def _channels_last(
     x: jax.Array, kernel: jax.Array, transpose_kernel: bool, **options: Any
 ) -> jax.Array:
-    """Our function, with channels last, of a kernel with axes ``(*kernel_size, I, O)``."""
+    """Our function, with channels last, of a kernel with axes `(*kernel_size, I, O)`."""
     if not transpose_kernel:
         kernel = jnp.swapaxes(jnp.flip(kernel, range(kernel.ndim - 2)), -1, -2)
     return functional.conv_transpose(x, kernel, **options)

@@ -1,14 +1,14 @@
 """How each map is computed, and which way is taken where.
 
-The maps are those of `upconv.bilinear`: T, from ``x`` and ``w`` to ``y``; C, from ``y`` and
-``w`` to ``x``; G, from ``x`` and ``y`` to ``w``.  Every way of computing one is a plain
+The maps are those of `upconv.bilinear`: T, from `x` and `w` to `y`; C, from `y` and
+`w` to `x`; G, from `x` and `y` to `w`. Every way of computing one is a plain
 function of two arrays, a `Geometry` and `Numerics`; none is ever differentiated.
 
 Two habits of XLA:CPU shape the code, both seen in optimized HLO (jaxlib 0.10.2 and 0.12.0).
-Its fast convolution takes operands in one order only, ``b01f_01io->b01f``; a convolution in
+Its fast convolution takes operands in one order only, `b01f_01io->b01f`; a convolution in
 any other order is rewritten at top level but left to a naive loop, up to 100 times slower,
-inside ``scan`` and ``while``: so operands are put in that order here.  And every loop that it
-generates, be it a mere transpose or reversal, costs 20 to 30 ms of compilation, a ``pad``
+inside `scan` and `while`: so operands are put in that order here. And every loop that it
+generates, be it a mere transpose or reversal, costs 20 to 30 ms of compilation, a `pad`
 100 ms, where a convolution or a matrix product costs 2 ms: so padding is left to the
 convolutions, and data moves in one step or not at all.
 """
@@ -39,7 +39,7 @@ class Numerics(NamedTuple):
       lowering: a name out of `LOWERINGS`.
       precision: as in `jax.lax.conv_general_dilated`.
       dtype: of the result; both operands are promoted to a common dtype.
-      target: ``"cpu"`` where one CPU computes the map, which is known when it is lowered.
+      target: `"cpu"` where one CPU computes the map, which is known when it is lowered.
     """
 
     lowering: str
@@ -64,10 +64,10 @@ def _convolve(
     stretched: bool = False,
     **options: Any,
 ) -> jax.Array:
-    """A convolution of ``(N, *space, in)`` by ``(*window, in // groups, out)``.
+    """A convolution of `(N, *space, in)` by `(*window, in // groups, out)`.
 
-    ``stretched`` puts zeros between the rows of image and window, and takes every other row: the
-    same sums.  XLA:CPU has two kernels for two dimensions, YNNPACK's and Eigen's, and only
+    `stretched` puts zeros between the rows of image and window, and takes every other row: the
+    same sums. XLA:CPU has two kernels for two dimensions, YNNPACK's and Eigen's, and only
     Eigen's takes zeros between rows; it is for float32 and narrower.
     """
     rank = lhs.ndim - 2
@@ -168,7 +168,7 @@ def _takes_one_core(
 
     YNNPACK's does, mostly, and it is taken where the output is not larger than the input.
     Stretched, C takes 0.4 of the time on 1x256x256x21, 32x32 at stride 16; 0.4 (jaxlib 0.12: 1.0)
-    on 2x128x128x64, 2x2 at stride 2; 0.8 (0.4) on 32x8x8x256, 4x4 at stride 2.  It takes 1.3
+    on 2x128x128x64, 2x2 at stride 2; 0.8 (0.4) on 32x8x8x256, 4x4 at stride 2. It takes 1.3
     (1.1) on 1x256x256x64, 4x4, and 1.7 (1.4) on 3 channels.
     """
     if not all(isinstance(n, int) for n in lhs.shape):
@@ -183,14 +183,14 @@ def _takes_one_core(
 
 
 def _swapped(w: jax.Array, g: Geometry) -> jax.Array:
-    """A kernel ``(*k, co, groups * ci)`` as T convolves by it: ``(*k, ci, groups * co)``."""
+    """A kernel `(*k, co, groups * ci)` as T convolves by it: `(*k, ci, groups * co)`."""
     r = g.rank
     w = _split_groups(w, g).transpose(*range(r), r + 2, r + 1, r)
     return _merge_last(w)
 
 
 def _input_dilation(x: jax.Array, w: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
-    """T as one convolution over the input with ``stride - 1`` zeros between its pixels."""
+    """T as one convolution over the input with `stride - 1` zeros between its pixels."""
     padding = [(k - 1 - lo, k - 1 - hi) for k, (lo, hi) in zip(g.span, g.pads, strict=True)]
     # XLA:CPU takes a window of 2 without pads over pixels 2 apart for groups that it has merged
     # into space, and aborts where it then exchanges the operands (jaxlib 0.10.2 and 0.12.0).
@@ -231,7 +231,7 @@ def _strided(
 def _blocks(y: jax.Array, w: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
     """C by blocks of a stride each, which do not overlap, then the sum of every window's.
 
-    Filters that meet a block with different taps stand side by side: ``prod(taps)`` times as
+    Filters that meet a block with different taps stand side by side: `prod(taps)` times as
     many, where few leave vectors idle.
     """
     r, taps = g.rank, _phase_taps(g)
@@ -266,7 +266,7 @@ def _blocks(y: jax.Array, w: jax.Array, g: Geometry, num: Numerics) -> jax.Array
 
 
 def _backward_filter(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
-    """G as the convolution of ``y`` by ``x``, with batch and channels exchanged.
+    """G as the convolution of `y` by `x`, with batch and channels exchanged.
 
     In these dimension numbers XLA:GPU recognizes it and gives it to cuDNN's backward filter.
     """
@@ -287,12 +287,12 @@ def _backward_filter(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> 
 
 
 def _flat_filter(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
-    """G as `_backward_filter`, with the last spatial axis of ``y`` and its channels in one.
+    """G as `_backward_filter`, with the last spatial axis of `y` and its channels in one.
 
-    The output's last axis is then ``k * co`` long instead of ``k``, which is what a matrix
-    product's rows are cut from; nothing but the batch axis moves.  That axis is what every pixel
-    of the window is summed over: a small batch is cut into strips of rows, each with all of ``y``
-    that it meets, and a large one is taken in pieces.  Strips take 0.6 of the time on 2x64x64x128
+    The output's last axis is then `k * co` long instead of `k`, which is what a matrix
+    product's rows are cut from; nothing but the batch axis moves. That axis is what every pixel
+    of the window is summed over: a small batch is cut into strips of rows, each with all of `y`
+    that it meets, and a large one is taken in pieces. Strips take 0.6 of the time on 2x64x64x128
     to 64 channels, 3x3 at stride 2; pieces 0.65 on 128x16x16x128 to 64, 4x4.
     """
     if g.groups > 1 or g.dilation_rate[-1] > 1:  # the taps are not one run of that axis
@@ -312,7 +312,7 @@ def _flat_filter(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> jax.
 
 
 def _cut(images: int, size: int, g: Geometry) -> tuple[int, int]:
-    """Rows of ``x`` in a strip, and in how many pieces ``y`` of so many bytes is taken."""
+    """Rows of `x` in a strip, and in how many pieces `y` of so many bytes is taken."""
     n = g.input_size[0]
     taps = _phase_taps(g)[0]
     # Of rows that two strips meet there are to be fewer than of others, or else no more.
@@ -327,7 +327,7 @@ def _cut(images: int, size: int, g: Geometry) -> tuple[int, int]:
 
 
 def _strip(g: Geometry, rows: int) -> tuple[Geometry, np.ndarray]:
-    """The geometry of a strip, and the rows of ``y`` that each meets: ``(strips, rows met)``."""
+    """The geometry of a strip, and the rows of `y` that each meets: `(strips, rows met)`."""
     strips, s = -(-g.input_size[0] // rows), g.strides[0]
     met = (rows - 1) * s + g.span[0]
     strip = dataclasses.replace(
@@ -342,9 +342,9 @@ def _strip(g: Geometry, rows: int) -> tuple[Geometry, np.ndarray]:
 def _sum_of_pieces(
     pieces: int, x: jax.Array, y: jax.Array, strip: Geometry, met: np.ndarray, num: Numerics
 ) -> jax.Array:
-    """G of strips ``x``, a piece of them after another, each taking what it meets of ``y``.
+    """G of strips `x`, a piece of them after another, each taking what it meets of `y`.
 
-    A ``while`` of its own: inside a call that XLA does not inline, ``scan`` makes more of them.
+    A `while` of its own: inside a call that XLA does not inline, `scan` makes more of them.
     """
     height = y.shape[1]
     inside = np.clip(met, 0, height - 1)
@@ -392,9 +392,9 @@ def _flat_filter_at_once(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics)
 
 
 def _correlate(x: jax.Array, y: jax.Array, co: int, g: Geometry, num: Numerics) -> jax.Array:
-    """``(N, *n, ci)`` with ``(M, *output, N)``, channels in its last spatial axis, to G's result.
+    """`(N, *n, ci)` with `(M, *output, N)`, channels in its last spatial axis, to G's result.
 
-    ``(M, *k, co, ci)``, that is; ``M`` are the taps of another axis.  The sum is taken from the
+    `(M, *k, co, ci)`, that is; `M` are the taps of another axis. The sum is taken from the
     last image to the first: a transpose that reverses nothing goes to another emitter of XLA:CPU,
     which takes twice as long to compile.
     """
@@ -422,12 +422,12 @@ IMAGES = 8
 # for twice the memory.
 SLOW_ALONE = jaxlib.version.__version_info__ >= (0, 12)
 
-# Bytes of ``y`` in a piece; less than four pieces are one.
+# Bytes of `y` in a piece; less than four pieces are one.
 PIECE = 4 << 20
 
 
 def _take_rows(y: jax.Array, row: np.ndarray) -> jax.Array:
-    """``(N, rows, ...)`` to ``(N, *row.shape, ...)``; zeros for rows outside of the image."""
+    """`(N, rows, ...)` to `(N, *row.shape, ...)`; zeros for rows outside of the image."""
     if np.array_equal(row.ravel(), np.arange(y.shape[1])):  # as they are
         return y.reshape(y.shape[0], *row.shape, *y.shape[2:])
     lo, hi = max(0, -row.min()), max(0, row.max() + 1 - y.shape[1])
@@ -457,11 +457,11 @@ def _subpixel(
 ) -> jax.Array:
     """T as stride-1 convolutions to the phases of the output, which are then interleaved.
 
-    Full output ``m * s + r``, of phase ``r``, takes tap ``q * s + r`` at input ``m - q``; of the
-    ``m`` only those are computed that the crop leaves.  Phases stand side by side as channels,
-    ``prod(strides)`` times as many: they begin and end together, and zeros fill up their taps to
-    the same number.  Only those of the first ``split`` axes have a convolution each, of their own
-    taps.  Shi et al., arXiv:1609.07009.
+    Full output `m * s + r`, of phase `r`, takes tap `q * s + r` at input `m - q`; of the
+    `m` only those are computed that the crop leaves. Phases stand side by side as channels,
+    `prod(strides)` times as many: they begin and end together, and zeros fill up their taps to
+    the same number. Only those of the first `split` axes have a convolution each, of their own
+    taps. Shi et al., arXiv:1609.07009.
     """
     if max(g.dilation_rate[:split], default=1) > 1:  # a phase's taps are not every so many
         split = 0
@@ -494,7 +494,7 @@ def _subpixel(
 
 
 class _Run(NamedTuple):
-    """What one convolution computes along an axis: outputs ``[first, stop)`` of some phases."""
+    """What one convolution computes along an axis: outputs `[first, stop)` of some phases."""
 
     tap: int  # the first of its taps, which are every so many
     every: int
@@ -518,7 +518,7 @@ def _phase_taps(g: Geometry) -> list[int]:
 
 
 def _phases_to_channels(w: jax.Array, g: Geometry) -> jax.Array:
-    """``(*k, ci, groups * co)``, flipped, as ``(*taps, ci, groups * prod(strides) * co)``."""
+    """`(*k, ci, groups * co)`, flipped, as `(*taps, ci, groups * prod(strides) * co)`."""
     r, taps = g.rank, _phase_taps(g)
     if set(g.strides) == {1}:
         return lax.rev(_fill_strides(w, 0, g), range(r))
@@ -531,7 +531,7 @@ def _phases_to_channels(w: jax.Array, g: Geometry) -> jax.Array:
 
 
 def _split_strides(a: jax.Array, axis: int, g: Geometry) -> jax.Array:
-    """Axes of the kernel, from ``axis`` on, each as ``(taps, stride)``; zeros fill them up."""
+    """Axes of the kernel, from `axis` on, each as `(taps, stride)`; zeros fill them up."""
     rest = a.shape[axis + g.rank :]
     a = _fill_strides(a, axis, g)
     split = itertools.chain.from_iterable(zip(_phase_taps(g), g.strides, strict=True))
@@ -539,7 +539,7 @@ def _split_strides(a: jax.Array, axis: int, g: Geometry) -> jax.Array:
 
 
 def _fill_strides(a: jax.Array, axis: int, g: Geometry) -> jax.Array:
-    """Axes of the kernel, from ``axis`` on, dilated and filled up with zeros to whole strides."""
+    """Axes of the kernel, from `axis` on, dilated and filled up with zeros to whole strides."""
     fill = [
         (0, q * s - k, d - 1)
         for q, s, k, d in zip(_phase_taps(g), g.strides, g.span, g.dilation_rate, strict=True)
@@ -555,7 +555,7 @@ UNROLLED = range(64, 80)
 
 
 def _interleave(parts: Sequence[jax.Array], starts: Sequence[Size], g: Geometry) -> jax.Array:
-    """The sum of ``(N, *m, *strides, C)`` to space, and of that the output, from ``starts``."""
+    """The sum of `(N, *m, *strides, C)` to space, and of that the output, from `starts`."""
     r = g.rank
     if len(parts) == 1 and parts[0].shape[-1] in UNROLLED and parts[0].dtype.kind == "f":
         parts = _in_two(parts[0], g)
@@ -580,7 +580,7 @@ def _in_two(z: jax.Array, g: Geometry) -> list[jax.Array]:
 
 
 def _crop(y: jax.Array, starts: Sequence[Size], g: Geometry) -> jax.Array:
-    """The output, which begins at ``starts``; zero beyond the end."""
+    """The output, which begins at `starts`; zero beyond the end."""
     window = [
         (-lo, lo + out - m, 0)
         for lo, out, m in zip(starts, g.output_size, y.shape[1:], strict=False)
@@ -622,11 +622,11 @@ def _product(
     g: Geometry,
     num: Numerics,
 ) -> jax.Array:
-    """What is left of ``a``, then of ``b``, after a sum over the first or last axes of both.
+    """What is left of `a`, then of `b`, after a sum over the first or last axes of both.
 
     Sums of 16 bits are given in 32: only so does XLA:CPU (jaxlib 0.10.2) multiply bfloat16 by
     instructions of its own, twice as fast as float32 where a CPU has them.
-    The last axes hold the groups, each of which is taken by itself.  XLA:CPU multiplies matrices
+    The last axes hold the groups, each of which is taken by itself. XLA:CPU multiplies matrices
     as they lie, either of them transposed, and moves whatever has more axes: as matrices the
     operands of 96x96x56 by 9x9x1 take 0.3 of the time, of 32x4x4x512 by 4x4x256 0.85.
     """
@@ -648,7 +648,7 @@ def _product(
 
 
 def _matrix(a: jax.Array, summed: Sequence[int]) -> tuple[jax.Array, int, tuple[Size, ...]]:
-    """``a`` in two axes, that of the two which is summed over, and the sizes of the other."""
+    """`a` in two axes, that of the two which is summed over, and the sizes of the other."""
     first = 0 in summed
     rows = len(summed) if first else a.ndim - len(summed)
     matrix = a.reshape(math.prod(a.shape[:rows]), math.prod(a.shape[rows:]))
@@ -656,7 +656,7 @@ def _matrix(a: jax.Array, summed: Sequence[int]) -> tuple[jax.Array, int, tuple[
 
 
 def _windows(y: jax.Array, g: Geometry) -> jax.Array:
-    """What every input pixel's kernel meets in ``y``: ``(N, *output, C)`` to ``(N, *n, *k, C)``."""
+    """What every input pixel's kernel meets in `y`: `(N, *output, C)` to `(N, *n, *k, C)`."""
     for a, (n, s, q) in enumerate(zip(g.input_size, g.strides, _phase_taps(g), strict=True)):
         axis, size = 1 + a, (n + q - 1) * s
         ends = [(0, 0, 0)] * y.ndim
@@ -670,7 +670,7 @@ def _windows(y: jax.Array, g: Geometry) -> jax.Array:
 
 
 def _overlap_add(p: jax.Array, g: Geometry) -> jax.Array:
-    """The transpose of `_windows`: ``(N, *n, *k, C)`` to ``(N, *output, C)``."""
+    """The transpose of `_windows`: `(N, *n, *k, C)` to `(N, *output, C)`."""
     r = g.rank
     parts = []
     for shift in itertools.product(*map(range, _phase_taps(g))):
@@ -745,7 +745,7 @@ def _planes_kernel_grad(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) 
 
 
 def _split_groups(a: jax.Array, g: Geometry) -> jax.Array:
-    """The last axis as ``(groups, channels of one group)``."""
+    """The last axis as `(groups, channels of one group)`."""
     return a.reshape(*a.shape[:-1], g.groups, a.shape[-1] // g.groups)
 
 
@@ -813,7 +813,7 @@ class Ways(NamedTuple):
 
 CONVOLUTIONS = Ways("input_dilation", "strided", "backward_filter")
 PRODUCTS = Ways("matmul", "matmul", "matmul")
-# What a name fixes; the other maps go as with ``"auto"``.
+# What a name fixes; the other maps go as with `"auto"`.
 NAMED: dict[str, dict[str, str]] = {
     "input_dilation": {"transpose": "input_dilation"},
     "subpixel": {"transpose": "subpixel"},
@@ -856,14 +856,14 @@ MEMORY = 4
 
 
 def ways(g: Geometry, batch: Size, kernel_shape: Sequence[int], dtype: Any, target: str) -> Ways:
-    """What ``lowering="auto"`` takes, by static shape and target.
+    """What `lowering="auto"` takes, by static shape and target.
 
     Args:
       g: the geometry.
-      batch: ``N``.
-      kernel_shape: ``(*k, co, groups * ci)``.
+      batch: `N`.
+      kernel_shape: `(*k, co, groups * ci)`.
       dtype: of the operands.
-      target: as `Numerics` has it.  Anything but ``"cpu"`` gets plain convolutions, which XLA's
+      target: as `Numerics` has it. Anything but `"cpu"` gets plain convolutions, which XLA's
         partitioner splits by batch, channels and space, and which GPU and TPU have kernels for.
 
     Ratios are of times on two cores of an AMD EPYC (Zen 5) or an Intel Xeon with AVX-512, jaxlib
@@ -901,8 +901,8 @@ def _way_of_transpose(g: Geometry, batch: int, kernel_shape: Sequence[int], dtyp
     small = product * itemsize <= SMALL_PRODUCT or fits
     if flat:
         # 0.2 of the time to 4 filters and fewer, 0.4 to 6 of 64 channels, 0.7 to 16 of 64; 1.1 to
-        # 64 of 128 and 1.5 to 32 of 32.  Of bfloat16 XLA:CPU has products, on CPUs that have them,
-        # but no convolutions: 0.6 to 64 of 128.  Where the output is much larger a convolution
+        # 64 of 128 and 1.5 to 32 of 32. Of bfloat16 XLA:CPU has products, on CPUs that have them,
+        # but no convolutions: 0.6 to 64 of 128. Where the output is much larger a convolution
         # multiplies padding: 0.35 from 4x4 to 7x7 pixels, 0.7 from 7x7 to 9x9.
         few = filters <= FEW_FILTERS and (small or modest)
         grows = 2 * math.prod(g.output_size) >= 3 * math.prod(g.input_size)
@@ -924,7 +924,7 @@ def _way_of_transpose(g: Geometry, batch: int, kernel_shape: Sequence[int], dtyp
     if small and (channels > FEW_CHANNELS or not long):
         # 2 times on 32x4x4x512 to 256 channels and on 96x96x56 to 1, where the other ways compute
         # what the crop then removes; 1.1 times on 2x64x64x128 to 64, 3x3 at stride 2, and a third
-        # less to compile.  Of 16 channels and fewer, products of many taps are made faster than
+        # less to compile. Of 16 channels and fewer, products of many taps are made faster than
         # they are added: 2 times on 64x64x16 to 4, 9x9 at stride 2, but 0.2 on 32x32x16 to 1, 6x6.
         return "matmul"
     whole = all(k % s == 0 for k, s in zip(g.kernel_size, g.strides, strict=True))

@@ -19,13 +19,13 @@ def store_number(record: Any, name: str, minimum: float = -math.inf) -> None:
     """Checks a number of a frozen dataclass and stores it as a float.
 
     Args:
-      record: the dataclass, in its ``__post_init__``.
+      record: the dataclass, in its `__post_init__`.
       name: of its attribute.
       minimum: the least that is allowed.
 
     Raises:
       TypeError: for what is no real number; a bool is none.
-      ValueError: for what is not finite, or below ``minimum``. Both name the attribute.
+      ValueError: for what is not finite, or below `minimum`. Both name the attribute.
     """
     value = getattr(record, name)
     if isinstance(value, bool) or not isinstance(value, numbers.Real):

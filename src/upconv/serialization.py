@@ -1,7 +1,7 @@
 """Layers as plain JSON, and back.
 
 `to_config` writes what a layer is, not its parameters: a dictionary that `json.dumps` takes. Its
-``"version"`` is that of the format; a layer written by one release can be read by every later one.
+`"version"` is that of the format; a layer written by one release can be read by every later one.
 
 Regularizers, constraints, initializers and activations are written by name if they are this
 package's, or functions of `jax.nn`, `jax.nn.initializers` or `jax.numpy`. Your own go by names that
@@ -63,12 +63,12 @@ def to_config(layer: Any, *, custom_objects: CustomObjects | None = None) -> dic
     """What a layer is, as a dictionary of strings, numbers, lists and dictionaries.
 
     Args:
-      layer: a ``Conv1DTranspose``, ``Conv2DTranspose`` or ``Conv3DTranspose`` of `upconv.linen` or
+      layer: a `Conv1DTranspose`, `Conv2DTranspose` or `Conv3DTranspose` of `upconv.linen` or
         `upconv.nnx`. The metadata of an nnx layer's variables are not written.
       custom_objects: names for callables that are not this package's or JAX's.
 
     Returns:
-      A new dictionary with ``"version"``, ``"class"`` and an entry for every argument.
+      A new dictionary with `"version"`, `"class"` and an entry for every argument.
 
     Raises:
       TypeError: for anything but such a layer.
