@@ -15,7 +15,13 @@ from mutations import MUTATIONS, Mutation
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "upconv"
-MODULES = sorted(path.stem for path in SOURCE.glob("*.py"))
+# A module, by its name: one file, or a package of several.
+FILES = {
+    path.stem: sorted(path.glob("*.py")) if path.is_dir() else [path]
+    for path in SOURCE.iterdir()
+    if path.suffix == ".py" or (path / "__init__.py").exists()
+}
+MODULES = sorted(FILES)
 
 CORE = {"geometry", "lowering", "bilinear", "functional"}
 ADAPTERS = {"layer", "linen", "nnx", "lax", "interop", "serialization"}
@@ -78,7 +84,9 @@ NO_NUMERICS = {
 
 
 def parse(name: str) -> ast.Module:
-    return ast.parse((SOURCE / f"{name}.py").read_text())
+    """All that a module says, be it in one file or in several."""
+    trees = [ast.parse(path.read_text()) for path in FILES[name]]
+    return ast.Module([node for tree in trees for node in tree.body], type_ignores=[])
 
 
 def imported(tree: ast.Module) -> Iterator[str]:
@@ -129,7 +137,7 @@ def numerics(tree: ast.Module) -> set[str]:
 def test_a_module_imports_only_what_it_may(name: str) -> None:
     assert name in MAY_IMPORT, f"give {name} a place in MAY_IMPORT"
     tree = parse(name)
-    modules = of_upconv(tree)
+    modules = of_upconv(tree) - {name}  # files of one package may import each other
     if name == "bench":
         modules.discard("__init__")  # `import upconv`, what users do
     # `from upconv import conv` names a function of the package's start, not a module.
@@ -141,7 +149,7 @@ def test_a_module_imports_only_what_it_may(name: str) -> None:
 
 def test_the_order_of_the_core_has_no_cycle() -> None:
     """Every module has only modules before it, in some order."""
-    left = {name: of_upconv(parse(name)) & set(MODULES) for name in MODULES}
+    left = {name: of_upconv(parse(name)) & set(MODULES) - {name} for name in MODULES}
     while left:
         free = {name for name, needs in left.items() if not needs & left.keys()}
         assert free, f"these import each other: {sorted(left)}"
@@ -181,8 +189,10 @@ def test_a_mutation_applies(mutation: Mutation) -> None:
 
 
 def test_only_modules_stand_in_the_package() -> None:
-    entries = {path.name for path in SOURCE.iterdir()} - {"__pycache__"}
-    assert entries == {*(f"{name}.py" for name in MODULES), "py.typed"}
+    entries = {path for path in SOURCE.iterdir() if path.name != "__pycache__"}
+    files = {path for paths in FILES.values() for path in paths}
+    modules = {file if file.parent == SOURCE else file.parent for file in files}
+    assert entries == {*modules, SOURCE / "py.typed"}
     assert {"geometry", "functional", "bilinear", "lowering", "linen", "transforms"} <= {*MODULES}
 
 
