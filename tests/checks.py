@@ -8,9 +8,12 @@ that is a sum of nothing must be exactly zero.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +22,8 @@ import numpy as np
 import oracle
 import upconv
 from cases import Case
+from upconv import auto
+from upconv import lowering as ways
 
 # Sums of up to 6,000 terms in any order and blocking stay below 2 units; one that lost an operand,
 # or was carried in bfloat16 where it should not, is off by thousands.
@@ -26,23 +31,38 @@ C = 4.0
 # In 16 bits every term is rounded at most twice: as a product and in the result.
 C_SHORT = 2.0
 
-# Limits of `upconv.lowering` at which "auto" takes for small shapes what it takes for large ones.
-AS_IF_LARGE = {
-    "SMALL_PRODUCT": 0,
-    "FRESH": 0,
-    "PIECE": 64,
-    "IMAGES": 2,
-    "SLOW_ALONE": True,
-    "WORTH_STRETCHING": 2,
-    "LONG_SUM": 1,
-    "FEW_FILTERS": 0,
-    "NARROW": 4,
-    "WIDE": 1,
-    "MANY_PRODUCTS": 8,
-    "UNROLLED": range(2, 100),
+Limits = Mapping[ModuleType, Mapping[str, Any]]
+
+# Limits at which "auto" takes for small shapes what it takes for large ones.
+AS_IF_LARGE: Limits = {
+    auto: {
+        "SMALL_PRODUCT": 0,
+        "FRESH": 0,
+        "FEW_FILTERS": 0,
+        "NARROW": 4,
+        "WIDE": 1,
+        "MANY_PRODUCTS": 8,
+    },
+    ways: {
+        "PIECE": 64,
+        "IMAGES": 2,
+        "SLOW_ALONE": True,
+        "WORTH_STRETCHING": 2,
+        "LONG_SUM": 1,
+        "UNROLLED": range(2, 100),
+    },
 }
 
 Function = Callable[..., Any]
+
+
+@contextlib.contextmanager
+def limited(limits: Limits) -> Iterator[None]:
+    """Has modules go by other limits than their own."""
+    with contextlib.ExitStack() as stack:
+        for module, values in limits.items():
+            stack.enter_context(mock.patch.multiple(module, **values))
+        yield
 
 
 def eps(dtype: Any) -> float:

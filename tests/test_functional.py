@@ -30,10 +30,11 @@ from checks import (
     curvature,
     eps,
     layer,
+    limited,
     second_orders,
     with_gradients,
 )
-from upconv import lowering as ways
+from upconv import auto, lowering
 
 LOWERINGS = ("auto", "input_dilation", "subpixel", "matmul", "lax")
 
@@ -138,13 +139,13 @@ def test_a_window_that_xla_takes_for_groups(rng: np.random.Generator, subtests: 
 
 
 @pytest.fixture
-def as_if_large(monkeypatch: pytest.MonkeyPatch) -> None:
+def as_if_large() -> Iterator[None]:
     """Has "auto" take for small shapes, which compile fast, what it takes for large ones.
 
     What it takes for small ones is tried by the tests that do without this.
     """
-    for name, value in AS_IF_LARGE.items():
-        monkeypatch.setattr(ways, name, value)
+    with limited(AS_IF_LARGE):
+        yield
 
 
 @pytest.mark.usefixtures("as_if_large")
@@ -155,17 +156,17 @@ def test_case(case: Case, rng: np.random.Generator, subtests: Any) -> None:
 
 @pytest.mark.parametrize(("k", "s", "pads"), [(5, 2, (4, 1)), (3, 2, (2, -1)), (5, 3, (4, 0))])
 def test_a_phase_that_begins_beyond_the_image(
-    k: int, s: int, pads: tuple[int, int], rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+    k: int, s: int, pads: tuple[int, int], rng: np.random.Generator
 ) -> None:
     """XLA:CPU before jaxlib 0.12 reads past it, where YNNPACK computes: with few channels."""
-    for name in ("SMALL_PRODUCT", "FRESH", "WIDE"):
-        monkeypatch.setattr(ways, name, 0)
     x = rng.integers(-3, 4, (16, 32, 32, 8)).astype(np.float32)
     w = rng.integers(-3, 4, (k, k, 16, 8)).astype(np.float32)
-    y = upconv.conv_transpose(x, w, strides=s, padding=(pads, pads))
+    with limited({auto: {"SMALL_PRODUCT": 0, "FRESH": 0, "WIDE": 0}}):
+        y = upconv.conv_transpose(x, w, strides=s, padding=(pads, pads))
     want = oracle.conv_transpose(x, w, strides=s, padding=(pads, pads))
     np.testing.assert_array_equal(y, want)  # sums of integers are exact
-    one = upconv.conv_transpose(x[:, :1], w, strides=s, padding=((k - 1, 0), pads))
+    with limited({auto: {"SMALL_PRODUCT": 0, "FRESH": 0, "WIDE": 0}}):
+        one = upconv.conv_transpose(x[:, :1], w, strides=s, padding=((k - 1, 0), pads))
     want = oracle.conv_transpose(x[:, :1], w, strides=s, padding=((k - 1, 0), pads))
     np.testing.assert_array_equal(one, want)
 
@@ -247,7 +248,7 @@ class TestReach:
     """A lowering that no case reaches by value would be one that nobody has tried."""
 
     def test_every_name(self) -> None:
-        assert set(ways.LOWERINGS) == set(LOWERINGS)
+        assert set(lowering.LOWERINGS) == set(LOWERINGS)
 
     def test_every_way(self, monkeypatch: pytest.MonkeyPatch) -> None:
         every = {(map_, way) for map_, table in TABLES.items() for way in table}
@@ -255,9 +256,8 @@ class TestReach:
         for name in LOWERINGS:
             # By name a lowering is the same for every shape; "auto" is not.
             lower(name, FEW)
-        monkeypatch.setattr(ways, "SMALL_PRODUCT", 0)
-        monkeypatch.setattr(ways, "FRESH", 0)
-        lower("auto", CASES)
+        with limited({auto: {"SMALL_PRODUCT": 0, "FRESH": 0}}):
+            lower("auto", CASES)
         assert seen == every
 
     @pytest.mark.parametrize("name", ["input_dilation", "subpixel"])
@@ -266,13 +266,13 @@ class TestReach:
     ) -> None:
         seen = taken_ways(monkeypatch)
         lower("auto", FEW)
-        auto = seen.copy()
+        by_auto = seen.copy()
         seen.clear()
         lower(name, FEW)
-        assert seen == {("T", name), *((map_, way) for map_, way in auto if map_ != "T")}
+        assert seen == {("T", name), *((map_, way) for map_, way in by_auto if map_ != "T")}
 
 
-TABLES = {"T": ways.TRANSPOSE, "C": ways.STRIDED, "G": ways.KERNEL_GRAD}
+TABLES = {"T": lowering.TRANSPOSE, "C": lowering.STRIDED, "G": lowering.KERNEL_GRAD}
 
 
 def taken_ways(monkeypatch: pytest.MonkeyPatch) -> set[tuple[str, str]]:

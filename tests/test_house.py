@@ -23,7 +23,7 @@ FILES = {
 }
 MODULES = sorted(FILES)
 
-CORE = {"geometry", "lowering", "bilinear", "functional"}
+CORE = {"geometry", "auto", "lowering", "bilinear", "functional"}
 ADAPTERS = {"layer", "linen", "nnx", "lax", "interop", "serialization"}
 # What a layer is told to do with its parameters and its outputs: each is written down by name.
 DECLARED = {"activations", "constraints", "initializers", "regularizers"}
@@ -31,7 +31,8 @@ DECLARED = {"activations", "constraints", "initializers", "regularizers"}
 # What each module may import of upconv. A module that is not here has no place yet: give it one.
 MAY_IMPORT: dict[str, set[str]] = {
     "geometry": set(),
-    "lowering": {"geometry"},
+    "auto": {"geometry"},
+    "lowering": {"geometry", "auto"},
     "bilinear": {"geometry", "lowering"},
     "functional": {"geometry", "lowering", "bilinear"},
     "rules": set(),
@@ -56,6 +57,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 # for the bench, which compares with them.
 OTHERS: dict[str, set[str]] = {
     "geometry": set(),
+    "auto": {"jax"},
     "lowering": {"jax", "jaxlib", "numpy"},
     "transforms": {"jax", "optax"},
     "linen": {"jax", "flax"},

@@ -35,7 +35,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from upconv import functional, geometry, linen, lowering
+from upconv import auto, functional, geometry, linen, lowering
 
 TIMES = "×"  # noqa: RUF001
 
@@ -643,10 +643,9 @@ def bench_maps(layer: Layer, dtype: str, effort: Effort) -> list[dict[str, Any]]
         strides=layer.stride,
         padding=layer.padding,
     )
-    taken = lowering.ways(
-        geo, layer.input_shape[0], layer.kernel_shape, jnp.dtype(dtype), jax.default_backend()
-    )
-    numerics = lowering.Numerics("auto", None, jnp.dtype(dtype), jax.default_backend())
+    one_cpu = jax.default_backend() == "cpu"
+    taken = auto.ways(geo, layer.input_shape[0], layer.kernel_shape, jnp.dtype(dtype), one_cpu)
+    numerics = lowering.Numerics("auto", None, jnp.dtype(dtype), one_cpu)
     data = random_data(layer)
     y = np.random.default_rng(1).standard_normal(layer.output_shape, np.float32)
     arrays = {"x": data.x, "w": data.kernel, "y": y}

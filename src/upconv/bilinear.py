@@ -225,7 +225,8 @@ COMPUTE = {
 
 def _impl(p: Primitive, lhs: Any, rhs: Any, *, geometry: Geometry, numerics: Numerics) -> jax.Array:
     if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
-        return COMPUTE[p](lhs, rhs, geometry, numerics._replace(target=jax.default_backend()))
+        one_cpu = jax.default_backend() == "cpu"
+        return COMPUTE[p](lhs, rhs, geometry, numerics._replace(one_cpu=one_cpu))
     return _jitted(p, geometry, numerics)(lhs, rhs)
 
 
@@ -244,9 +245,9 @@ def _lower(
     geometry: Geometry,
     numerics: Numerics,
 ) -> Any:
-    target = "default" if _is_partitioned(ctx) else platform
-    compute = functools.partial(COMPUTE[p], g=geometry, num=numerics._replace(target=target))
-    fun = _kept_apart(compute) if target == "cpu" else compute
+    one_cpu = platform == "cpu" and not _is_partitioned(ctx)
+    compute = functools.partial(COMPUTE[p], g=geometry, num=numerics._replace(one_cpu=one_cpu))
+    fun = _kept_apart(compute) if one_cpu else compute
     ctx = ctx.replace(
         avals_in=tuple(map(_plain, ctx.avals_in)), avals_out=tuple(map(_plain, ctx.avals_out))
     )

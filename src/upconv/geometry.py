@@ -71,6 +71,11 @@ class Geometry:
         return tuple(map(dilated, self.kernel_size, self.dilation_rate))
 
     @property
+    def phase_taps(self) -> tuple[int, ...]:
+        """How many taps a phase of the stride has at most: how many strides `K` spans."""
+        return tuple(-(-k // s) for k, s in zip(self.span, self.strides, strict=True))
+
+    @property
     def full_size(self) -> tuple[Size, ...]:
         """`F`: the length of the output before cropping."""
         return tuple(map(full_length, self.input_size, self.span, self.strides))

@@ -1,0 +1,235 @@
+"""Which way each map is computed by `lowering="auto"`.
+
+`upconv.lowering` has several ways of computing each of the three maps T, C and G. Here one is
+chosen, by platform, dtype and static shape; nothing is computed.
+
+Every rule stands beside the measurement that justifies it. A layer is written
+`batch x size x channels -> filters, kernel / stride`, and a figure after it is the time that the
+way taken needs there, relative to the way that would be taken without the rule: 0.4 is two and a
+half times as fast. Figures after "but" are of layers that the rule leaves out, and why. They were
+measured on two cores of an AMD EPYC (Zen 4 or 5) or of an Intel Xeon with AVX-512, with jaxlib
+0.10.2, in float32 if nothing else is said.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from upconv.geometry import Geometry, Size
+
+
+class Ways(NamedTuple):
+    """One way for each map, by its name in `upconv.lowering.WAYS`."""
+
+    transpose: str
+    strided: str
+    kernel_grad: str
+
+
+CONVOLUTIONS = Ways("input_dilation", "strided", "backward_filter")
+PRODUCTS = Ways("matmul", "matmul", "matmul")
+
+# ------------------------------------------------------------------ limits
+
+# A convolution to so few channels leaves most of a vector idle.
+FEW_FILTERS = 4
+
+# A convolution to no more channels than these leaves much of its last vector idle.
+NARROW = 24
+
+# So many channels fill a vector.
+WIDE = 16
+
+# The products of no more input channels than these are made faster than they are added up.
+FEW_CHANNELS = 16
+
+# C takes products where no more numbers than these come together in one column of a window.
+COLUMN = 6
+
+# From no more filters than these, C may gather the rows of a window as channels,
+GATHERED = 12
+# where input channels times rows, for each row of the stride, outweigh the gathering.
+MANY_PRODUCTS = 128
+
+# More convolutions than these, one for each phase, take long to compile.
+MANY_PHASES = 9
+
+# Products of so few bytes are worth their memory whatever the operands are.
+SMALL_PRODUCT = 16 << 20
+
+# Windows of bfloat16 of so few bytes are gathered faster than a convolution computes in float32.
+SMALL_WINDOWS = 8 << 20
+
+# Temporaries of so many bytes are fresh memory at every call, and touching their pages costs more
+# than computing them.
+FRESH = 32 << 20
+
+# Bytes of temporaries that a training step may hold for each byte of operands and results.
+MEMORY = 4
+
+# ------------------------------------------------------------------ rules
+
+
+def ways(g: Geometry, batch: Size, kernel_shape: Sequence[int], dtype: Any, one_cpu: bool) -> Ways:
+    """The way that each map takes.
+
+    Args:
+      g: the geometry.
+      batch: `N`.
+      kernel_shape: `(*k, co, groups * ci)`.
+      dtype: of the operands.
+      one_cpu: whether a single CPU computes the map. Anything else gets plain convolutions, which
+        XLA's partitioner splits by batch, channels and space, and which GPU and TPU have kernels
+        for.
+    """
+    if not one_cpu or not all(isinstance(n, int) for n in (batch, *g.output_size)):
+        return CONVOLUTIONS
+    if g.groups > 1 or jnp.issubdtype(dtype, jnp.integer):
+        # XLA:CPU has only naive loops for these: 60 times slower for the kernel gradient of 8
+        # groups, 10 times for int32.
+        return PRODUCTS
+    if set(g.kernel_size) == set(g.strides) == {1}:
+        return PRODUCTS  # of pixels by channels, as they are
+    filters, channels = kernel_shape[-2:]
+    a = _Layer(g, batch, filters, channels, jnp.dtype(dtype))
+    return Ways(_transpose(a), _strided(a), _kernel_grad(a))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layer:
+    """What the rules go by."""
+
+    g: Geometry
+    batch: int
+    filters: int
+    channels: int
+    dtype: Any
+
+    @property
+    def products(self) -> int:
+        """How many numbers T by a product of matrices makes, before it adds them up."""
+        taps, pixels = math.prod(self.g.kernel_size), math.prod(self.g.input_size)
+        return self.batch * pixels * taps * self.filters
+
+    @property
+    def modest(self) -> bool:
+        """Whether these and T's result are few beside T's operands and the gradients of those."""
+        g = self.g
+        inputs = self.batch * math.prod(g.input_size) * self.channels
+        kernel = math.prod(g.kernel_size) * self.filters * self.channels
+        return self._temporaries <= MEMORY * 2 * (inputs + kernel)
+
+    @property
+    def fits(self) -> bool:
+        """Whether they are modest, and no fresh memory."""
+        return self.modest and self._temporaries * self._itemsize < FRESH
+
+    @property
+    def small(self) -> bool:
+        """Whether the products are worth their memory."""
+        return self.products * self._itemsize <= SMALL_PRODUCT or self.fits
+
+    @property
+    def _temporaries(self) -> int:
+        return self.products + self.batch * math.prod(self.g.output_size) * self.filters
+
+    @property
+    def _itemsize(self) -> int:
+        """Bytes of a product, which has 32 bits where operands have 16."""
+        return max(self.dtype.itemsize, 4)
+
+
+def _transpose(a: _Layer) -> str:
+    g = a.g
+    if all(n == 1 or k <= s for n, k, s in zip(g.input_size, g.span, g.strides, strict=True)):
+        # No two products meet. 2x64x64x128 -> 64, 2x2 / 2: 0.65. 64x1x1x100 -> 512, 4x4: 0.2, where
+        # a convolution would multiply mostly padding.
+        return "matmul"
+    if max(g.strides) == 1:
+        return _transpose_at_stride_1(a)
+    if g.rank == 3:
+        return _transpose_in_3d(a)
+    if a.dtype == jnp.float64 or max(g.dilation_rate) > 1:
+        return "matmul"  # 0.08 for float64; 0.4 at dilation 2
+    many_meet = min(g.phase_taps) > 2 and a.filters > 1
+    if a.small and (a.channels > FEW_CHANNELS or not many_meet):
+        # 32x4x4x512 -> 256, 4x4 / 2 and 96x96x56 -> 1, 9x9 / 3: 0.5, where the other ways compute
+        # what the crop then removes. 2x64x64x128 -> 64, 3x3 / 2: 0.9, and a third less to compile.
+        # 32x32x16 -> 1, 6x6 / 2: 0.2. But 64x64x16 -> 4, 9x9 / 2: 2.
+        return "matmul"
+    whole = all(k % s == 0 for k, s in zip(g.kernel_size, g.strides, strict=True))
+    wide = a.filters >= WIDE and a.channels >= 2 * WIDE
+    if not whole and wide and math.prod(g.strides) <= MANY_PHASES:
+        # Phases side by side fill the kernel up to whole strides.
+        # 32x16x16x128 -> 64, 5x5 / 2: 0.75. But 16x64x64x8 -> 4, 7x7 / 2: 6.
+        return "phases"
+    return "subpixel"
+
+
+def _transpose_at_stride_1(a: _Layer) -> str:
+    # To 4 filters and fewer: 0.2. 64 channels to 6: 0.4, to 16: 0.7. But 128 to 64: 1.1, and 32 to
+    # 32: 1.5.
+    few = a.filters <= FEW_FILTERS
+    fewer = 3 * a.filters <= a.channels
+    # A convolution multiplies the padding. From 4x4 to 7x7 pixels: 0.35; from 7x7 to 9x9: 0.7.
+    grows = 2 * math.prod(a.g.output_size) >= 3 * math.prod(a.g.input_size)
+    # XLA:CPU multiplies matrices of bfloat16 where the CPU can, but has no convolutions of it.
+    # 128 channels to 64: 0.6.
+    short = a.dtype == jnp.bfloat16
+    if (few and a.modest) or (a.small and (few or fewer or grows or short)):
+        return "matmul"
+    return "planes" if a.g.rank == 3 else "input_dilation"
+
+
+def _transpose_in_3d(a: _Layer) -> str:
+    if a.fits:
+        return "matmul"  # 8x8x8x128 -> 64, 3x3x3 / 2: 0.55; 2x4x4x4x128 -> 64: 0.75
+    # 12x12x12x64 -> 32, 3x3x3 / 2: 0.7 of "subpixel", and 0.55 with a convolution for each phase of
+    # depth, where nothing fills the kernel up to whole strides. Where they are whole already that
+    # saves little, and takes 20 ms more to compile.
+    whole = a.g.kernel_size[0] % a.g.strides[0] == 0
+    return "planes" if whole or a.g.strides[0] > MANY_PHASES else "plane_phases"
+
+
+def _strided(a: _Layer) -> str:
+    g = a.g
+    if g.rank == 3:
+        return "planes"  # 12x12x12x64 -> 32, 3x3x3 / 2: 0.4
+    windows = a.batch * math.prod((*g.input_size, *g.kernel_size, a.filters)) * a.dtype.itemsize
+    if a.dtype == jnp.bfloat16 and windows <= SMALL_WINDOWS and a.filters >= WIDE:
+        # 32x8x8x256 -> 128, 4x4 / 2: 0.8. But 2x64x64x128 -> 64, 3x3 / 2: 1.2, where the windows
+        # take longer to gather than to multiply.
+        return "matmul"
+    filled = math.prod(map(operator.mul, g.phase_taps, g.strides))
+    narrow = a.channels * filled <= NARROW * math.prod(g.kernel_size)
+    if narrow and a.filters >= WIDE and math.prod(g.phase_taps) > 1:
+        # 16x16x21 -> 21, 32x32 / 16: 0.6. 32x32x3 -> 64, 4x4 / 2: 0.35; 32x32x16 -> 64: 0.7. But
+        # the last with 3x3, which is filled up: 1.2.
+        return "blocks"
+    rows, stride = g.kernel_size[0], g.strides[0]
+    if g.rank == 1 or rows == 1:
+        return "strided"
+    if rows * a.filters <= COLUMN:
+        return "matmul"  # 0.4 to 1 of the next; 64x32x32x128 -> 1, 3x3 / 2: 0.2
+    # From 4 filters and fewer, and from 12 where products are many: 0.5 to 0.8. But
+    # 28x28x32 -> 6, 4x4 / 2: 1.5.
+    many = a.channels * rows >= MANY_PRODUCTS * stride
+    return "planes" if a.filters <= FEW_FILTERS or (a.filters <= GATHERED and many) else "strided"
+
+
+def _kernel_grad(a: _Layer) -> str:
+    if a.g.rank == 3:
+        # XLA:CPU has no fast convolution of three dimensions. 12x12x12x64 -> 32, 3x3x3 / 2: 0.1.
+        return "planes"
+    if a.filters <= FEW_FILTERS and max(a.g.phase_taps) <= 2:
+        # Windows that hardly overlap. 32x32x32x64 -> 3, 4x4 / 2: 0.9. But
+        # 96x96x56 -> 1, 9x9 / 3: 1.6.
+        return "matmul"
+    # The taps of a dilated axis are not one run of it.
+    return "flat_filter" if a.g.dilation_rate[-1] == 1 else "backward_filter"
