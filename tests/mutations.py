@@ -351,8 +351,8 @@ MUTATIONS = [
     Mutation(
         "an activation is taken as it was given, not as Flax has bound it",
         "linen",
-        "self._layer(inputs, kernel, bias, self.activation)",
-        "self._layer(inputs, kernel, bias)",
+        "getattr(self, f.name) for f",
+        "self.__dict__[f.name] for f",
         ("test_linen", "activation_may_be"),
     ),
     Mutation(

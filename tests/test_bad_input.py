@@ -453,8 +453,16 @@ REST: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: initializers.bilinear((2, 0)), ValueError, r"strides\[1\] must be at least 1, got 0"),
     (lambda: initializers.icnr(2, 3), TypeError, "initializer must be callable, got 3"),
     (lambda: initializers.icnr(None), TypeError, "strides must be an integer, got None"),
-    (lambda: initializers.Normal(0.0, -1.0), ValueError, "stddev must not be negative, got -1.0"),
-    (lambda: initializers.TruncatedNormal(0.0, -1.0), ValueError, "stddev must not be negative"),
+    (
+        lambda: initializers.Normal(0.0, -1.0),
+        ValueError,
+        "stddev must be finite and not negative, got -1.0",
+    ),
+    (
+        lambda: initializers.TruncatedNormal(0.0, -1.0),
+        ValueError,
+        "stddev must be finite and not negative",
+    ),
     (lambda: initializers.Uniform(1.0, -1.0), ValueError, "minval must not be above maxval, got 1"),
     (lambda: activations.LeakyReLU("a"), TypeError, "negative_slope must be a real .*, got 'a'"),
     (lambda: activations.LeakyReLU(np.nan), ValueError, "negative_slope must be finite, got nan"),

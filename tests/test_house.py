@@ -40,7 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "initializers": {"geometry", "records"},
     "activations": {"records"},
     "regularizers": {"records"},
-    "constraints": {"records"},
+    "constraints": {"geometry", "records"},
     "transforms": {"rules", "records", "regularizers", "constraints"},
     "layer": {*CORE, "initializers", "rules"},
     "linen": {*CORE, "initializers", "rules", "layer", "lax"},

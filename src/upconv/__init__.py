@@ -1,4 +1,4 @@
-"""The transposed-convolution layer that JAX lacks.
+"""Transposed convolutions for JAX: those of `tf.layers` and Keras, with fast gradients.
 
 `conv_transpose` and `conv` are the pure functions; `upconv.linen` and `upconv.nnx` wrap them in
 layers, `upconv.transforms` carries out what the layers declare. Submodules are loaded when they

@@ -102,7 +102,7 @@ class SoftShrink:
     threshold: float = 0.5
 
     def __post_init__(self) -> None:
-        store_number(self, "threshold", minimum=0)
+        store_number(self, "threshold", nonnegative=True)
 
     def __call__(self, x: ArrayLike) -> jax.Array:
         """Of any shape, elementwise."""
@@ -128,7 +128,7 @@ class HardShrink:
     threshold: float = 0.5
 
     def __post_init__(self) -> None:
-        store_number(self, "threshold", minimum=0)
+        store_number(self, "threshold", nonnegative=True)
 
     def __call__(self, x: ArrayLike) -> jax.Array:
         """Of any shape, elementwise."""

@@ -69,6 +69,7 @@ def _bind(
 
 
 def _vma(x: Any) -> frozenset[str]:
+    """The mesh axes over which `x` varies, within `shard_map`."""
     return jax.typeof(x).manual_axis_type.varying
 
 
@@ -89,6 +90,7 @@ OPERANDS = {
 # With the channels of x, y and w split into (groups, channels of one group), the axis of every
 # role in every operand. The three are one contraction: a role that two operands hold and the
 # third lacks is summed over, and `group` is shared by all.
+ROLES = ("batch", "in", "out", "group")
 AXES = {
     "x": {"batch": 0, "group": -2, "in": -1},
     "y": {"batch": 0, "group": -2, "out": -1},
@@ -96,7 +98,7 @@ AXES = {
 }
 
 
-def _channels(operand: str, shape: tuple[Any, ...], groups: int) -> dict[str, Any]:
+def _role_sizes(operand: str, shape: tuple[Any, ...], groups: int) -> dict[str, Any]:
     """Sizes of the roles that an operand holds."""
     sizes = (*shape[:-1], groups, shape[-1] // groups)
     return {role: sizes[axis] for role, axis in AXES[operand].items()}
@@ -117,8 +119,8 @@ def _abstract_eval(
     p: Primitive, lhs: Any, rhs: Any, *, geometry: Geometry, numerics: Numerics
 ) -> ShapedArray:
     first, second, result = OPERANDS[p]
-    sizes = _channels(first, lhs.shape, geometry.groups)
-    sizes |= _channels(second, rhs.shape, geometry.groups)
+    sizes = _role_sizes(first, lhs.shape, geometry.groups)
+    sizes |= _role_sizes(second, rhs.shape, geometry.groups)
     shape = _shape(result, sizes, geometry)
     spec = _result_spec(result, len(shape), (first, lhs), (second, rhs))
     placed = rhs if lhs.sharding.mesh.empty else lhs  # one of them may be on no mesh
@@ -181,9 +183,6 @@ def _batch(
     groups = geometry.groups * size if role == "group" else geometry.groups
     out = _bind(p, lhs, rhs, geometry=dataclasses.replace(geometry, groups=groups), **params)
     return _unfold(result, role, out, size, geometry.groups), 0
-
-
-ROLES = ("batch", "in", "out", "group")
 
 
 def _without(a: jax.Array, axis: int | None) -> jax.ShapeDtypeStruct:
@@ -269,7 +268,7 @@ def _kept_apart(fun: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     """
 
     def inner(*args: jax.Array) -> jax.Array:
-        with set_xla_metadata(inlineable=None):
+        with set_xla_metadata(inlineable=None):  # of the call, not of every operation within
             return fun(*args)
 
     def outer(*args: jax.Array) -> jax.Array:
@@ -310,7 +309,8 @@ def _rule(unknown: int, q: Primitive, *operands: int) -> Callable[..., jax.Array
         first, second = (given[i] for i in operands)
         aval = given[unknown].aval
         ct = _bind(q, first, second, geometry, numerics._replace(dtype=aval.dtype))
-        # Explicit sharding: the map knows its operands' shardings alone.
+        # Explicit sharding: a map's result is sharded as its operands are, a gradient as the
+        # argument that it belongs to.
         if aval.sharding.mesh.empty or jax.typeof(ct).sharding == aval.sharding:
             return ct
         return jax.sharding.reshard(ct, aval.sharding)

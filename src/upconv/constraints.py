@@ -11,7 +11,6 @@ of a kernel `(height, width, filters, c_in)` is `axis=(0, 1, 3)`.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from upconv import geometry
 from upconv.records import at_least_float32, store_number
 
 __all__ = ["MaxNorm", "MinMaxNorm", "NonNeg", "UnitNorm"]
@@ -54,11 +54,11 @@ class MaxNorm:
     axis: int | Sequence[int] = 0
 
     def __post_init__(self) -> None:
-        store_number(self, "max_value", minimum=0)
+        store_number(self, "max_value", nonnegative=True)
         _store_axis(self)
 
     def __call__(self, w: ArrayLike) -> jax.Array:
-        """What is allowed in place of `w`."""
+        """`w`, projected."""
         return _rescale(w, self.axis, lambda norm: jnp.minimum(norm, self.max_value))
 
 
@@ -73,7 +73,7 @@ class NonNeg:
     """
 
     def __call__(self, w: ArrayLike) -> jax.Array:
-        """What is allowed in place of `w`."""
+        """`w`, projected."""
         w = jnp.asarray(w)
         return jnp.maximum(w, jnp.zeros((), w.dtype))
 
@@ -103,7 +103,7 @@ class UnitNorm:
         _store_axis(self)
 
     def __call__(self, w: ArrayLike) -> jax.Array:
-        """What is allowed in place of `w`."""
+        """`w`, projected."""
         return _rescale(w, self.axis, jnp.ones_like)
 
 
@@ -139,7 +139,7 @@ class MinMaxNorm:
 
     def __post_init__(self) -> None:
         for name in ("min_value", "max_value", "rate"):
-            store_number(self, name, minimum=0)
+            store_number(self, name, nonnegative=True)
         if self.min_value > self.max_value:
             raise ValueError(
                 f"min_value must not be above max_value, got {self.min_value} and {self.max_value}"
@@ -149,7 +149,7 @@ class MinMaxNorm:
         _store_axis(self)
 
     def __call__(self, w: ArrayLike) -> jax.Array:
-        """What is allowed in place of `w`."""
+        """`w`, projected."""
 
         def desired(norm: jax.Array) -> jax.Array:
             clipped = jnp.clip(norm, self.min_value, self.max_value)
@@ -158,7 +158,9 @@ class MinMaxNorm:
         return _rescale(w, self.axis, desired)
 
 
-def _rescale(w: ArrayLike, axis: int | Sequence[int], desired: Callable) -> jax.Array:
+def _rescale(
+    w: ArrayLike, axis: int | Sequence[int], desired: Callable[[jax.Array], jax.Array]
+) -> jax.Array:
     """Gives every norm along `axis` the value `desired(norm)`."""
     w = jnp.asarray(w)
     wide = at_least_float32(w)
@@ -176,19 +178,13 @@ def _norm(w: jax.Array, axis: int | Sequence[int]) -> jax.Array:
 def _store_axis(record: Any) -> None:
     """Checks the axis of a frozen record and stores it as an integer or a tuple of them."""
     axis = record.axis
-    several = isinstance(axis, Sequence) and not isinstance(axis, str)
+    several = geometry.is_sequence(axis)
     try:
-        stored = tuple(_integer(entry) for entry in axis) if several else _integer(axis)
+        axes = [geometry.integer("axis", entry) for entry in (axis if several else [axis])]
     except TypeError:
         raise TypeError(
             f"axis must be an integer or a sequence of integers, got {axis!r}"
         ) from None
-    if several and not 0 < len(axis) == len(set(axis)):
+    if not 0 < len(axes) == len(set(axes)):
         raise ValueError(f"axis must name at least one axis and none twice, got {axis!r}")
-    object.__setattr__(record, "axis", stored)
-
-
-def _integer(value: Any) -> int:
-    if isinstance(value, bool):
-        raise TypeError
-    return operator.index(value)
+    object.__setattr__(record, "axis", tuple(axes) if several else axes[0])

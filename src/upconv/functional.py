@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -44,18 +45,22 @@ def conv_transpose(
       kernel: `(*kernel_size, c_out // groups, c_in)`; its rank less 2 is the number of
         spatial axes, 1 to 3.
       strides: output pixels per input pixel, for all axes or one per spatial axis.
-      padding: `"valid"`, `"same"`, `"same_lower"`, `"causal"`, `"circular"`, or how much
-        to crop: an integer, or one integer or `(lo, hi)` pair per spatial axis.
-      output_padding: pixels more at the output's end, below `max(stride, dilation)`.
+      padding: what to crop from the full output, in which every product has its place; `n` input
+        pixels and a kernel that spans `K` make `(n - 1) * stride + K`. `"valid"` crops nothing.
+        `"same"` leaves `n * stride` pixels and crops the smaller half in front, `"same_lower"` the
+        larger half, and `"causal"` all at the end; `"circular"` adds to either end what `"same"`
+        would crop at the other. Or how many pixels: an integer, or an integer or `(lo, hi)` pair
+        for each spatial axis.
+      output_padding: extra pixels at the end of the output, fewer than `max(stride, dilation)`.
       output_size: the output's spatial size, instead of `output_padding`.
       dilation_rate: output pixels from one kernel tap to the next.
       groups: number of channel groups that do not mix.
       data_format: `"channels_last"` or `"channels_first"`.
-      lowering: how it is computed; finite results agree to rounding. `"auto"` goes by
-        platform and static shape. `"input_dilation"` and `"subpixel"` are two ways of
-        computing a transposed convolution, its gradients as with `"auto"`; `"matmul"` takes
-        matrix products for it and for them. `"lax"` is JAX's own convolution, differentiated
-        by JAX: for tools that read jaxprs, and slow on CPU.
+      lowering: how it is computed; finite results agree to rounding. `"auto"` chooses by platform
+        and static shape. `"input_dilation"` and `"subpixel"` fix how the transposed convolution is
+        computed and leave its gradients to `"auto"`; `"matmul"` uses matrix products for both.
+        `"lax"` is JAX's own convolution, differentiated by JAX: for tools that read jaxprs, and
+        slow on CPU.
       precision: as in `jax.lax.conv_general_dilated`.
       preferred_element_type: dtype of the result; by default the operands' common dtype.
 
@@ -74,13 +79,13 @@ def conv_transpose(
     x, kernel = _array("x", x), _array("kernel", kernel)
     rank, last = _check_kernel(kernel), _channels_last(data_format)
     spatial, channels = _check_input("x", x, rank, last)
-    groups = _check_groups(groups, channels)
+    groups = _check_groups(groups, channels, "channels of x")
     if channels != kernel.shape[-1]:
         raise ValueError(
             f"kernel must be (*kernel_size, c_out // groups, c_in): its last axis must match the "
             f"{channels} channels of x, got kernel {kernel.shape} and x {x.shape}"
         )
-    geo = geometry.transposed(
+    g = geometry.transposed(
         spatial,
         kernel.shape[:-2],
         strides=strides,
@@ -93,9 +98,9 @@ def conv_transpose(
     numerics = _numerics(x, kernel, lowering, precision, preferred_element_type)
     batch, x = _flatten(x, rank, last)
     if _is_circular(padding):
-        y = _wrap(_transpose(x, kernel, _uncropped(geo), numerics), geo)
+        y = _wrap(_transpose(x, kernel, _uncropped(g), numerics), g)
     else:
-        front, inner = _without_front(geo)
+        front, inner = _without_front(g)
         y = _pad_front(_transpose(x, kernel, inner, numerics), front)
     return _unflatten(y, batch, last)
 
@@ -139,14 +144,14 @@ def conv(
     y, kernel = _array("y", y), _array("kernel", kernel)
     rank, last = _check_kernel(kernel), _channels_last(data_format)
     spatial, channels = _check_input("y", y, rank, last)
-    groups = _check_groups(groups, kernel.shape[-1])
+    groups = _check_groups(groups, kernel.shape[-1], "channels on the last axis of the kernel")
     if channels != kernel.shape[-2] * groups:
         raise ValueError(
             f"kernel must be (*kernel_size, c_out // groups, c_in): its last axis but one times "
             f"groups = {groups} must match the {channels} channels of y, "
             f"got kernel {kernel.shape} and y {y.shape}"
         )
-    geo = geometry.strided(
+    g = geometry.strided(
         spatial,
         kernel.shape[:-2],
         strides=strides,
@@ -157,11 +162,11 @@ def conv(
     numerics = _numerics(y, kernel, lowering, precision, preferred_element_type)
     batch, y = _flatten(y, rank, last)
     if _is_circular(padding):
-        y, geo = _unwrap(y, geo), _uncropped(geo)
+        y, g = _unwrap(y, g), _uncropped(g)
     else:
-        front, geo = _without_front(geo)
+        front, g = _without_front(g)
         y = _pad_front(y, tuple(-n for n in front))
-    return _unflatten(_strided(y, kernel, geo, numerics), batch, last)
+    return _unflatten(_strided(y, kernel, g, numerics), batch, last)
 
 
 def output_shape(
@@ -213,11 +218,11 @@ def output_shape(
         raise TypeError(f"input_shape must be known but for its batch axes, got {shape}")
     if isinstance(channels, int) and channels < 1:
         raise ValueError(f"input_shape must have at least one channel, got {shape}")
-    groups = _check_groups(groups, channels)
+    groups = _check_groups(groups, channels, "input channels")
     filters = geometry.integer("filters", filters, minimum=1)
     if filters % groups != 0:
         raise ValueError(f"groups must divide filters = {filters}, got {groups}")
-    geo = geometry.transposed(
+    g = geometry.transposed(
         spatial,
         kernel_size,
         strides=strides,
@@ -227,23 +232,23 @@ def output_shape(
         dilation_rate=dilation_rate,
         groups=groups,
     )
-    out = geo.output_size
+    out = g.output_size
     return (*batch, *out, filters) if last else (*batch, filters, *out)
 
 
 # ------------------------------------------------------------------ which maps
 
 
-def _transpose(x: jax.Array, w: jax.Array, geo: Geometry, num: Numerics) -> jax.Array:
+def _transpose(x: jax.Array, w: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
     if num.lowering == lowering.REFERENCE:
-        return lowering.transpose(x, w, geo, num)
-    return bilinear.transpose(x, w, geo, num)
+        return lowering.transpose(x, w, g, num)
+    return bilinear.transpose(x, w, g, num)
 
 
-def _strided(y: jax.Array, w: jax.Array, geo: Geometry, num: Numerics) -> jax.Array:
+def _strided(y: jax.Array, w: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
     if num.lowering == lowering.REFERENCE:
-        return lowering.strided(y, w, geo, num)
-    return bilinear.strided(y, w, geo, num)
+        return lowering.strided(y, w, g, num)
+    return bilinear.strided(y, w, g, num)
 
 
 def _numerics(x: jax.Array, kernel: jax.Array, name: str, precision: Any, dtype: Any) -> Numerics:
@@ -252,28 +257,30 @@ def _numerics(x: jax.Array, kernel: jax.Array, name: str, precision: Any, dtype:
     )
 
 
-# ------------------------------------------------------------------ far-off beginnings
+# ------------------------------------------------------------------ zeros in front
 
 
-def _without_front(geo: Geometry) -> tuple[tuple[int, ...], Geometry]:
-    """How many zeros come before the full output, and the maps' geometry, which is without them.
+def _without_front(g: Geometry) -> tuple[tuple[int, ...], Geometry]:
+    """Splits off the zeros that a negative crop puts before the full output.
 
-    Kept out of the maps, because XLA:CPU before jaxlib 0.12 reads beyond an image that is cropped
-    in front and padded behind (openxla/xla#48713), and `lowering="lax"` is what XLA makes of it.
+    Returns how many there are on each axis, and the geometry without them. The maps do not see them
+    because XLA:CPU before jaxlib 0.12 reads beyond an image that is cropped in front and padded
+    behind (openxla/xla#48713). The lowerings avoid that in their convolutions, but cannot in the
+    gradients that JAX derives for `lowering="lax"`.
     """
     front = tuple(
         min(-lo, out - 1) if isinstance(lo, int) and lo < 0 else 0
-        for lo, out in zip(geo.crop, geo.output_size, strict=True)
+        for lo, out in zip(g.crop, g.output_size, strict=True)
     )
     return front, dataclasses.replace(
-        geo,
-        crop=tuple(lo + n for lo, n in zip(geo.crop, front, strict=True)),
-        output_size=tuple(out - n for out, n in zip(geo.output_size, front, strict=True)),
+        g,
+        crop=tuple(lo + n for lo, n in zip(g.crop, front, strict=True)),
+        output_size=tuple(out - n for out, n in zip(g.output_size, front, strict=True)),
     )
 
 
 def _pad_front(a: jax.Array, front: tuple[Size, ...]) -> jax.Array:
-    """Puts zeros in front of the spatial axes, or takes off what is there."""
+    """Puts zeros in front of the spatial axes; a negative number crops instead."""
     if not any(front):
         return a
     ends = [(0, 0, 0), *((n, 0, 0) for n in front), (0, 0, 0)]
@@ -287,13 +294,13 @@ def _is_circular(padding: Padding) -> bool:
     return isinstance(padding, str) and padding.lower() == "circular"
 
 
-def _uncropped(geo: Geometry) -> Geometry:
-    return dataclasses.replace(geo, crop=(0,) * geo.rank, output_size=geo.full_size)
+def _uncropped(g: Geometry) -> Geometry:
+    return dataclasses.replace(g, crop=(0,) * g.rank, output_size=g.full_size)
 
 
-def _wrap(full: jax.Array, geo: Geometry) -> jax.Array:
+def _wrap(full: jax.Array, g: Geometry) -> jax.Array:
     """Add what hangs over the end to the start: `y[j]` sums all `i = j + lo` mod `n s`."""
-    for axis, (size, lo) in enumerate(zip(geo.output_size, geo.crop, strict=True), start=1):
+    for axis, (size, lo) in enumerate(zip(g.output_size, g.crop, strict=True), start=1):
         turns = -(-full.shape[axis] // size)
         end = [(0, 0)] * full.ndim
         end[axis] = (0, turns * size - full.shape[axis])
@@ -304,9 +311,9 @@ def _wrap(full: jax.Array, geo: Geometry) -> jax.Array:
     return full
 
 
-def _unwrap(y: jax.Array, geo: Geometry) -> jax.Array:
+def _unwrap(y: jax.Array, g: Geometry) -> jax.Array:
     """The transpose of `_wrap`: repeat `y` periodically to the full length."""
-    for axis, (full, lo) in enumerate(zip(geo.full_size, geo.crop, strict=True), start=1):
+    for axis, (full, lo) in enumerate(zip(g.full_size, g.crop, strict=True), start=1):
         size = y.shape[axis]
         # A symbolic length is taken to be no shorter than the overhang; the slice checks it.
         turns = 2 if is_symbolic_dim(size) else -(-full // size)
@@ -329,10 +336,7 @@ def _split(
 def _flatten(a: jax.Array, rank: int, last: bool) -> tuple[tuple[Size, ...], jax.Array]:
     """The batch axes, and the array as `(N, *spatial, channels)`."""
     batch = a.shape[: -rank - 1]
-    size = 1
-    for n in batch:
-        size = size * n
-    a = a.reshape(size, *a.shape[len(batch) :])
+    a = a.reshape(math.prod(batch), *a.shape[len(batch) :])
     return batch, a if last else jnp.moveaxis(a, 1, -1)
 
 
@@ -345,13 +349,15 @@ def _unflatten(a: jax.Array, batch: tuple[Size, ...], last: bool) -> jax.Array:
 
 
 def check_array(name: str, a: Any) -> None:
-    """Raises a TypeError for what has no shape and dtype, such as a list."""
-    if not hasattr(a, "shape") or not hasattr(a, "dtype"):
-        raise TypeError(f"{name} must be an array, got {type(a).__name__}")
+    """Raises a TypeError for what is no array, such as a list or a mere shape."""
+    shape_alone = isinstance(a, jax.ShapeDtypeStruct)
+    if shape_alone or not hasattr(a, "shape") or not hasattr(a, "dtype"):
+        hint = "; jax.eval_shape takes it" if shape_alone else ""
+        raise TypeError(f"{name} must be an array, got {type(a).__name__}{hint}")
 
 
 def check_lowering(name: Any) -> str:
-    """One of `upconv.lowering.LOWERINGS`."""
+    """The name, which must be one of `upconv.lowering.LOWERINGS`."""
     if not isinstance(name, str):
         raise TypeError(f"lowering must be a string, got {name!r}")
     if name not in lowering.LOWERINGS:
@@ -437,8 +443,8 @@ def _check_dtype(dtype: Any, x: jax.Array, kernel: jax.Array) -> Any:
     return dtype
 
 
-def _check_groups(groups: int, channels: Size) -> int:
+def _check_groups(groups: int, channels: Size, what: str) -> int:
     groups = geometry.integer("groups", groups, minimum=1)
     if channels % groups != 0:
-        raise ValueError(f"groups must divide the {channels} input channels, got {groups}")
+        raise ValueError(f"groups must divide the {channels} {what}, got {groups}")
     return groups

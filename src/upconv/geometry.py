@@ -127,7 +127,7 @@ def per_axis(name: str, value: Any, rank: int, *, minimum: int | None = 1) -> tu
     >>> per_axis("strides", 2, rank=3)
     (2, 2, 2)
     """
-    if not _is_sequence(value):
+    if not is_sequence(value):
         return (integer(name, value, minimum=minimum),) * rank
     if len(value) != rank:
         raise ValueError(
@@ -159,7 +159,7 @@ def canonical_padding(padding: Any, rank: int) -> str | Pads:
                 f"(lo, hi) pair per spatial axis, got {padding!r}"
             )
         return padding.lower()
-    if not _is_sequence(padding):
+    if not is_sequence(padding):
         return ((integer("padding", padding),) * 2,) * rank
     if len(padding) != rank:
         raise ValueError(
@@ -183,7 +183,7 @@ def canonical_data_format(data_format: Any) -> str:
 
 
 def _pair(name: str, value: Any) -> tuple[int, int]:
-    if not _is_sequence(value):
+    if not is_sequence(value):
         return (integer(name, value),) * 2
     if len(value) != 2:
         raise ValueError(f"{name} must be an integer or a (lo, hi) pair, got {value!r}")
@@ -191,7 +191,8 @@ def _pair(name: str, value: Any) -> tuple[int, int]:
     return integer(f"{name}[0]", lo), integer(f"{name}[1]", hi)
 
 
-def _is_sequence(value: Any) -> bool:
+def is_sequence(value: Any) -> bool:
+    """Whether `value` holds entries; a string is one value."""
     return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
 
@@ -291,11 +292,11 @@ def transposed(
     input_size: Sequence[Size],
     kernel_size: Sequence[int],
     *,
-    strides: Any = 1,
-    padding: Any = "valid",
-    output_padding: Any = None,
-    output_size: Any = None,
-    dilation_rate: Any = 1,
+    strides: int | Sequence[int] = 1,
+    padding: Padding = "valid",
+    output_padding: int | Sequence[int] | None = None,
+    output_size: int | Sequence[int] | None = None,
+    dilation_rate: int | Sequence[int] = 1,
     groups: int = 1,
 ) -> Geometry:
     """The geometry of a transposed convolution, from the size of its input.
@@ -334,9 +335,9 @@ def strided(
     input_size: Sequence[Size],
     kernel_size: Sequence[int],
     *,
-    strides: Any = 1,
-    padding: Any = "valid",
-    dilation_rate: Any = 1,
+    strides: int | Sequence[int] = 1,
+    padding: Padding = "valid",
+    dilation_rate: int | Sequence[int] = 1,
     groups: int = 1,
 ) -> Geometry:
     """The geometry of a strided convolution, from the size of *its* input.

@@ -63,7 +63,7 @@ def compute_fans(
       groups: the number of groups.
 
     Returns:
-      `(fan_in, fan_out)`. TensorFlow and Keras swap the two for this layer, and know no strides.
+      `(fan_in, fan_out)`. TensorFlow and Keras swap the two for this layer, and ignore its strides.
 
     Raises:
       TypeError: if strides or groups are not integers.
@@ -216,8 +216,9 @@ def icnr(strides: int | Sequence[int], initializer: Initializer | None = None) -
     """Repeats every tap `strides` times, so that the new layer upsamples to nearest neighbours.
 
     The output of the layer is then constant on blocks of `strides` pixels and has no checkerboard
-    artifacts to begin with. Aitken et al., "Checkerboard artifact free sub-pixel convolution",
-    arXiv:1707.02937.
+    artifacts to begin with. Under `padding="same"` the blocks lie on the input's pixels if
+    `(kernel_size - strides) // 2` is a multiple of `strides`; else they are shifted, and cut at the
+    border. Aitken et al., "Checkerboard artifact free sub-pixel convolution", arXiv:1707.02937.
 
     Args:
       strides: of the layer, an integer or one per spatial axis.
@@ -337,9 +338,7 @@ class Normal:
 
     def __post_init__(self) -> None:
         store_number(self, "mean")
-        store_number(self, "stddev")
-        if self.stddev < 0:
-            raise ValueError(f"stddev must not be negative, got {self.stddev}")
+        store_number(self, "stddev", nonnegative=True)
 
     def __call__(self, key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
         """Draws an array."""
@@ -370,9 +369,7 @@ class TruncatedNormal:
 
     def __post_init__(self) -> None:
         store_number(self, "mean")
-        store_number(self, "stddev")
-        if self.stddev < 0:
-            raise ValueError(f"stddev must not be negative, got {self.stddev}")
+        store_number(self, "stddev", nonnegative=True)
 
     def __call__(self, key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
         """Draws an array."""
@@ -441,7 +438,7 @@ class Orthogonal:
 
     def __call__(self, key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
         """Draws an array."""
-        # LAPACK knows no 16 bits.
+        # LAPACK has no routines for 16 bits.
         with jax.numpy_dtype_promotion("standard"):
             wide = jnp.promote_types(dtype, jnp.float32)
         return jax.nn.initializers.orthogonal(self.gain)(key, shape, wide).astype(dtype)
@@ -449,7 +446,7 @@ class Orthogonal:
 
 @dataclass(frozen=True)
 class Bilinear:
-    """What `bilinear` gives."""
+    """The initializer that `bilinear` gives: see there for its arguments and errors."""
 
     strides: int | Sequence[int]
     groups: int = 1
@@ -475,7 +472,7 @@ class Bilinear:
 
 @dataclass(frozen=True)
 class ICNR:
-    """What `icnr` gives."""
+    """The initializer that `icnr` gives: see there for its arguments and errors."""
 
     strides: int | Sequence[int]
     initializer: Initializer = field(default_factory=he_normal)
@@ -515,7 +512,7 @@ def _tent(size: int, stride: int) -> np.ndarray:
 def _store_strides(record: Any) -> None:
     """Checks the strides of a frozen record and stores them as an integer or a tuple of them."""
     value = record.strides
-    if isinstance(value, Sequence) and not isinstance(value, str):
+    if geometry.is_sequence(value):
         value = geometry.per_axis("strides", value, len(value))
     else:
         value = geometry.integer("strides", value, minimum=1)

@@ -25,7 +25,7 @@ __all__ = ["Activation", "Ints", "Layer", "Parameter"]
 Ints = int | Sequence[int]
 Activation = Callable[[jax.Array], jax.Array]
 
-# An input so long that no padding leaves nothing of the output.
+# So long an input that no crop consumes the whole output: arguments are checked against it.
 LONG = 1 << 62
 
 
@@ -108,22 +108,17 @@ class Layer:
         inputs: ArrayLike,
         kernel: ArrayLike,
         bias: ArrayLike | None,
-        activation: Activation | str | None = None,
     ) -> jax.Array:
-        """`activation(conv_transpose(inputs, kernel) + bias)`, of arrays of one dtype.
-
-        A framework that binds modules gives the activation that it has bound.
-        """
+        """`activation(conv_transpose(inputs, kernel) + bias)`, of arrays of one dtype."""
         outputs = functional.conv_transpose(
             inputs, kernel, precision=self.precision, lowering=self.lowering, **self._geometry
         )
         if bias is not None:
             outputs += jnp.expand_dims(bias, range(1, -self.channel_axis))
-        activation = self.activation if activation is None else activation
-        return outputs if activation is None else _activation(activation)(outputs)
+        return outputs if self.activation is None else _activation(self.activation)(outputs)
 
     def activity_loss(self, outputs: jax.Array) -> jax.Array | None:
-        """The regularization of the outputs by the batch's size, if there is any."""
+        """The penalty on the outputs divided by the batch size; `None` without a regularizer."""
         if self.activity_regularizer is None:
             return None
         penalty = self.activity_regularizer(outputs)
@@ -208,8 +203,6 @@ class Layer:
         if self.activation is not None:
             _activation(self.activation)
         functional.check_lowering(self.lowering)
-        functional.check_precision(self.precision)
-        precision = self.precision
 
         rank = self.rank
         output_padding = self.output_padding
@@ -230,10 +223,10 @@ class Layer:
         return {
             **fields,
             "data_format": geometry.canonical_data_format(self.data_format),
-            # Scalar types equal dtypes, but hash otherwise.
+            # jnp.float32 == jnp.dtype("float32"), but their hashes differ.
             "dtype": None if self.dtype is None else _floating("dtype", self.dtype),
             "param_dtype": _floating("param_dtype", self.param_dtype),
-            "precision": tuple(precision) if isinstance(precision, list) else precision,
+            "precision": functional.check_precision(self.precision),
         }
 
 

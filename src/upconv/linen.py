@@ -25,7 +25,7 @@ from jax.typing import ArrayLike, DTypeLike
 from upconv import functional, geometry, lax
 from upconv.initializers import Initializer
 from upconv.layer import Activation, Ints, Layer, Parameter
-from upconv.rules import Constraint, Regularizer, Rule, named_leaves
+from upconv.rules import Constraint, Regularizer, Rule, named_leaves, total
 
 __all__ = [
     "Conv1DTranspose",
@@ -50,7 +50,6 @@ class _ConvTranspose(nn.Module):
     """What the layers share: all but the number of spatial axes."""
 
     rank: ClassVar[int]
-    _layer: ClassVar[Layer]  # of the instance, but no field
 
     filters: int
     kernel_size: Ints
@@ -76,11 +75,10 @@ class _ConvTranspose(nn.Module):
     lowering: str = _optional("auto")
 
     def __post_init__(self) -> None:
-        layer = Layer(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Layer)})
+        layer = self._layer
         for field in dataclasses.fields(layer):
             if field.name != "rank":
                 object.__setattr__(self, field.name, getattr(layer, field.name))
-        object.__setattr__(self, "_layer", layer)
         super().__post_init__()
 
     @nn.compact
@@ -96,22 +94,24 @@ class _ConvTranspose(nn.Module):
           `dtype` or else the promoted dtype of inputs and parameters.
 
         Raises:
-          TypeError: if the inputs are no array.
+          TypeError: if the inputs are not an array.
           ValueError: if the inputs have too few axes, no pixels, or another number of channels than
             the kernel or the groups take.
         """
         functional.check_array("inputs", inputs)
-        shape = jnp.shape(inputs)
-        self.compute_output_shape(shape)  # raises what is wrong with the shape before any tracing
-        c_in = shape[self._layer.channel_axis]
-        self._check_channels(c_in)
-        declared = self._layer.parameters(c_in)
+        layer, shape = self._layer, jnp.shape(inputs)
+        layer.output_shape(shape)  # raises what is wrong with the shape before any tracing
+        c_in = shape[layer.channel_axis]
+        self._check_channels(layer, c_in)
+        declared = layer.parameters(c_in)
         parameters = {name: self._parameter(name, p) for name, p in declared.items()}
         inputs, kernel, bias = nn.dtypes.promote_dtype(
             inputs, parameters["kernel"], parameters.get("bias"), dtype=self.dtype
         )
-        outputs = self._layer(inputs, kernel, bias, self.activation)
-        self._sow_activity_loss(outputs)
+        outputs = layer(inputs, kernel, bias)
+        if self.activity_regularizer is not None and not self.is_initializing():
+            loss = layer.activity_loss(outputs)
+            self.sow("losses", "activity", loss, init_fn=lambda: 0.0, reduce_fn=operator.add)
         return outputs
 
     def compute_output_shape(self, input_shape: Sequence[int]) -> tuple[int, ...]:
@@ -143,6 +143,11 @@ class _ConvTranspose(nn.Module):
         warnings.warn(message, DeprecationWarning, stacklevel=3)  # past Flax's wrapper
 
     @property
+    def _layer(self) -> Layer:
+        """The fields, checked; Flax binds an activation that is a module only as a field."""
+        return Layer(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Layer)})
+
+    @property
     def _collection(self) -> str:
         return "params" if self.trainable else "non_trainable"
 
@@ -164,24 +169,17 @@ class _ConvTranspose(nn.Module):
             # Flax compares shapes, for which it would trace the initializer at every call.
             return self.param(name, lambda key: jnp.zeros(parameter.shape, self.param_dtype))
 
-        rule = parameter.rule
-        declares = rule.regularizer is not None or rule.constraint is not None
-
         def boxed(key: jax.Array) -> Any:
             value = parameter.initial(key, self.param_dtype)
-            return _RuleBox(value, rule) if declares and _boxing.value else value
+            declares = parameter.rule != Rule()
+            return _RuleBox(value, parameter.rule) if declares and _boxing.value else value
 
         return self.param(name, boxed)
 
-    def _sow_activity_loss(self, outputs: jax.Array) -> None:
-        if self.activity_regularizer is not None and not self.is_initializing():
-            loss = self._layer.activity_loss(outputs)
-            self.sow("losses", "activity", loss, init_fn=lambda: 0.0, reduce_fn=operator.add)
-
-    def _check_channels(self, c_in: int) -> None:
+    def _check_channels(self, layer: Layer, c_in: int) -> None:
         if self.has_variable(self._collection, "kernel"):
             kernel = meta.unbox(self.get_variable(self._collection, "kernel"))
-            self._layer.check_channels(c_in, kernel.shape, repr(self.scope_name))
+            layer.check_channels(c_in, kernel.shape, repr(self.scope_name))
 
 
 class Conv1DTranspose(_ConvTranspose):
@@ -226,7 +224,7 @@ class Conv2DTranspose(_ConvTranspose):
       name: the module's name.
       output_padding: how many pixels to add at the end, an integer or one per spatial axis; see
         `upconv.conv_transpose`.
-      dilation_rate: the distance of the kernel's taps, an integer or one per spatial axis.
+      dilation_rate: the distance between the kernel's taps, an integer or one per spatial axis.
       groups: the number of groups that channels and filters fall into.
       dtype: of the computation; by default what inputs and parameters promote to.
       param_dtype: of the parameters.
@@ -371,7 +369,8 @@ def rules(
     Raises:
       TypeError: if `module` is not a Flax module, or only its class.
       ValueError: if something in the model reads a layer's parameters past the layer, as
-        `nn.SpectralNorm` does: while rules are collected, the parameters stand in boxes.
+        `nn.SpectralNorm` does: while rules are collected, the parameters are in boxes, because
+        Flax tells only boxes which axes its lifted transformations add.
 
     >>> from upconv.constraints import MaxNorm
     >>> decoder = nn.Sequential([
@@ -429,11 +428,7 @@ def losses(variables: Mapping[str, Any]) -> jax.Array:
     """
     if not isinstance(variables, Mapping):
         raise TypeError(f"variables must be a mapping of collections, got {variables!r}")
-    total = jnp.zeros((), jnp.float32)
-    for loss in jax.tree.leaves(variables.get("losses", {})):
-        with jax.numpy_dtype_promotion("standard"):  # whatever the layers' arrays are held to
-            total += jnp.sum(loss)
-    return total
+    return total(map(jnp.sum, jax.tree.leaves(variables.get("losses", {}))))
 
 
 class _RuleBox(struct.PyTreeNode, meta.AxisMetadata):

@@ -35,7 +35,7 @@ from jax.typing import ArrayLike, DTypeLike
 from upconv import functional, geometry, lax
 from upconv.initializers import Initializer
 from upconv.layer import Activation, Ints, Layer, Parameter
-from upconv.rules import Constraint, Regularizer, Rule, named_leaves
+from upconv.rules import Constraint, Regularizer, Rule, named_leaves, total
 
 __all__ = [
     "Conv1DTranspose",
@@ -150,7 +150,7 @@ class _ConvTranspose(nnx.Module):
           `dtype` or else the promoted dtype of inputs and parameters.
 
         Raises:
-          TypeError: if the inputs are no array.
+          TypeError: if the inputs are not an array.
           ValueError: if the inputs have too few axes, no pixels, or another number of channels.
         """
         functional.check_array("inputs", inputs)
@@ -229,7 +229,7 @@ class Conv2DTranspose(_ConvTranspose):
         sees.
       output_padding: how many pixels to add at the end, an integer or one per spatial axis; see
         `upconv.conv_transpose`.
-      dilation_rate: the distance of the kernel's taps, an integer or one per spatial axis.
+      dilation_rate: the distance between the kernel's taps, an integer or one per spatial axis.
       groups: the number of groups that channels and filters fall into.
       dtype: of the computation; by default what inputs and parameters promote to.
       param_dtype: of the parameters.
@@ -387,8 +387,8 @@ def rules(module: nnx.Module) -> dict[str, Rule]:
     Returns:
       A rule for each parameter that has a regularizer or a constraint, by path: the keys joined by
       `/`, as in `nnx.state(module, nnx.Param)`. `upconv.transforms` and `upconv.penalty` take it.
-      The axes that a stacked parameter has more than its layer declared are told from its shape;
-      where several could be meant, the foremost are.
+      Which axes stacking has added to a parameter is inferred from its shape; where that is
+      ambiguous, the leading ones are assumed.
 
     Raises:
       TypeError: if `module` is not an nnx module.
@@ -416,7 +416,7 @@ def rules(module: nnx.Module) -> dict[str, Rule]:
 
 
 def losses(module: nnx.Module) -> jax.Array:
-    """The sum of all activity regularization that a model keeps since its layers' last calls.
+    """The sum of the activity regularization of each layer's last call.
 
     Call it where the model was called, within the same `jit` or `grad`. A layer that is called
     again forgets the loss of the call before: where layers are shared, add up after each call.
@@ -436,11 +436,7 @@ def losses(module: nnx.Module) -> jax.Array:
     True
     """
     _check_module(module)
-    total = jnp.zeros((), jnp.float32)
-    for loss in jax.tree.leaves(nnx.state(module, Loss)):
-        with jax.numpy_dtype_promotion("standard"):  # whatever the layers' arrays are held to
-            total += jnp.sum(loss)
-    return total
+    return total(map(jnp.sum, jax.tree.leaves(nnx.state(module, Loss))))
 
 
 def _check_module(module: Any) -> None:

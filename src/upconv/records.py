@@ -15,17 +15,17 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 
-def store_number(record: Any, name: str, minimum: float = -math.inf) -> None:
+def store_number(record: Any, name: str, *, nonnegative: bool = False) -> None:
     """Checks a number of a frozen dataclass and stores it as a float.
 
     Args:
       record: the dataclass, in its `__post_init__`.
       name: of its attribute.
-      minimum: the least that is allowed.
+      nonnegative: whether it must not be negative.
 
     Raises:
-      TypeError: for what is no real number; a bool is none.
-      ValueError: for what is not finite, or below `minimum`. Both name the attribute.
+      TypeError: if it is not a real number, or is a bool.
+      ValueError: if it is not finite, or negative where it must not be. Both name the attribute.
     """
     value = getattr(record, name)
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
@@ -34,9 +34,10 @@ def store_number(record: Any, name: str, minimum: float = -math.inf) -> None:
         number = float(value)
     except OverflowError:
         number = math.inf
-    if not (math.isfinite(number) and number >= minimum):
-        least = {-math.inf: "", 0: " and not negative"}.get(minimum, f" and at least {minimum}")
-        raise ValueError(f"{name} must be finite{least}, got {value!r}")
+    if not math.isfinite(number) or (nonnegative and number < 0):
+        raise ValueError(
+            f"{name} must be finite{' and not negative' if nonnegative else ''}, got {value!r}"
+        )
     object.__setattr__(record, name, number)
 
 

@@ -46,7 +46,7 @@ class L1:
     l1: float = 0.01
 
     def __post_init__(self) -> None:
-        store_number(self, "l1", minimum=0)
+        store_number(self, "l1", nonnegative=True)
 
     def __call__(self, x: ArrayLike) -> jax.Array:
         """The penalty on `x`, a scalar."""
@@ -74,7 +74,7 @@ class L2:
     l2: float = 0.01
 
     def __post_init__(self) -> None:
-        store_number(self, "l2", minimum=0)
+        store_number(self, "l2", nonnegative=True)
 
     def __call__(self, x: ArrayLike) -> jax.Array:
         """The penalty on `x`, a scalar."""
@@ -104,8 +104,8 @@ class L1L2:
     l2: float = 0.0
 
     def __post_init__(self) -> None:
-        store_number(self, "l1", minimum=0)
-        store_number(self, "l2", minimum=0)
+        store_number(self, "l1", nonnegative=True)
+        store_number(self, "l2", nonnegative=True)
 
     def __call__(self, x: ArrayLike) -> jax.Array:
         """The penalty on `x`, a scalar."""
@@ -142,7 +142,7 @@ class Orthogonal:
     mode: Mode = "rows"
 
     def __post_init__(self) -> None:
-        store_number(self, "factor", minimum=0)
+        store_number(self, "factor", nonnegative=True)
         if self.mode not in get_args(Mode):
             raise ValueError(f"mode must be one of {get_args(Mode)}, got {self.mode!r}")
 

@@ -7,12 +7,13 @@ dictionary from parameter path to `Rule` is all that passes between them.
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 __all__ = ["Constraint", "Regularizer", "Rule", "Rules", "named_leaves"]
 
@@ -55,6 +56,15 @@ class Rule:
 
 
 Rules = Mapping[str, Rule]
+
+
+def total(penalties: Iterable[jax.Array]) -> jax.Array:
+    """The sum of scalars, in float32 at least; 0 of none."""
+    result = jnp.zeros((), jnp.float32)
+    for penalty in penalties:
+        with jax.numpy_dtype_promotion("standard"):  # whatever the caller's arrays are held to
+            result += penalty
+    return result
 
 
 def named_leaves(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> list[tuple[str, Any]]:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from upconv.records import at_least_float32
-from upconv.rules import Rule, Rules, named_leaves
+from upconv.rules import Rule, Rules, named_leaves, total
 
 __all__ = ["add_regularization", "penalty", "project", "with_rules"]
 
@@ -49,13 +49,11 @@ def penalty(params: optax.Params, rules: Rules) -> jax.Array:
     """
     rules = _checked(rules)
     _check_matches(rules, params)
-    total = jnp.zeros((), jnp.float32)
-    for path, param in named_leaves(params, _is_hole):
-        if path in rules and not _is_hole(param):
-            value = _regularizer_value(path, rules[path], param)
-            with jax.numpy_dtype_promotion("standard"):  # whatever the parameters are held to
-                total += value
-    return total
+    return total(
+        _regularizer_value(path, rules[path], param)
+        for path, param in named_leaves(params, _is_hole)
+        if path in rules and not _is_hole(param)
+    )
 
 
 def add_regularization(rules: Rules) -> optax.GradientTransformation:
