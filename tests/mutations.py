@@ -351,8 +351,8 @@ MUTATIONS = [
     Mutation(
         "an activation is taken as it was given, not as Flax has bound it",
         "linen",
-        "getattr(self, f.name) for f",
-        "self.__dict__[f.name] for f",
+        "getattr(self, name) for name",
+        "self.__dict__[name] for name",
         ("test_linen", "activation_may_be"),
     ),
     Mutation(

@@ -34,7 +34,7 @@ from flax import nnx as flax_nnx
 from flax.core import meta
 
 from upconv import activations, constraints, geometry, initializers, linen, nnx, regularizers
-from upconv.layer import LONG, Layer
+from upconv.layer import FIELDS, LONG, collection
 
 __all__ = [
     "from_flax",
@@ -53,7 +53,6 @@ Crops = tuple[tuple[int, int], ...]
 
 _LAYERS = {1: linen.Conv1DTranspose, 2: linen.Conv2DTranspose, 3: linen.Conv3DTranspose}
 _NNX_LAYERS = {1: nnx.Conv1DTranspose, 2: nnx.Conv2DTranspose, 3: nnx.Conv3DTranspose}
-_FIELDS = tuple(f.name for f in dataclasses.fields(Layer) if f.name != "rank")
 _RULES = (
     "kernel_regularizer",
     "bias_regularizer",
@@ -944,11 +943,11 @@ def from_nnx(layer: Any) -> Pair:
     """
     if type(layer) not in _NNX_LAYERS.values():
         raise TypeError(f"layer must be one of upconv.nnx, got {_kind(layer)}")
-    module = _LAYERS[layer.rank](**{name: getattr(layer.config, name) for name in _FIELDS})
+    module = _LAYERS[layer.rank](**{name: getattr(layer.config, name) for name in FIELDS})
     arrays = {"kernel": layer.kernel.get_value()}
     if layer.bias is not None:
         arrays["bias"] = layer.bias.get_value()
-    return module, {_collection(module): arrays}
+    return module, {collection(module.trainable): arrays}
 
 
 def to_nnx(module: Any, variables: Mapping[str, Any]) -> Any:
@@ -971,7 +970,7 @@ def to_nnx(module: Any, variables: Mapping[str, Any]) -> Any:
     (1, 19, 15, 4)
     """
     kernel, bias = _weights(module, variables)
-    fields = {name: getattr(module, name) for name in _FIELDS}
+    fields = {name: getattr(module, name) for name in FIELDS}
     # The layer is made without drawing anything, then given its values.
     layer: Any = flax_nnx.eval_shape(
         lambda: _NNX_LAYERS[module.rank](kernel.shape[-1], **fields, rngs=flax_nnx.Rngs(0))
@@ -1143,7 +1142,7 @@ def _pair(kernel: np.ndarray, bias: Any, **options: Any) -> Pair:
         if bias.shape != (filters,):
             raise ValueError(f"bias must have the shape ({filters},), got {bias.shape}")
         arrays["bias"] = _array("bias", bias)
-    return module, {_collection(module): arrays}
+    return module, {collection(module.trainable): arrays}
 
 
 def _weights(module: Any, variables: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray | None]:
@@ -1151,10 +1150,10 @@ def _weights(module: Any, variables: Mapping[str, Any]) -> tuple[np.ndarray, np.
     if type(module) not in _LAYERS.values():
         hint = "; from_nnx gives one for a layer of upconv.nnx"
         raise TypeError(f"module must be a layer of upconv.linen, got {_kind(module)}{hint}")
-    collection = _collection(module)
-    if collection not in _mapping("variables", variables):
-        raise ValueError(f"variables must have {collection!r}, got {sorted(variables)}")
-    arrays = _mapping(f"variables[{collection!r}]", meta.unbox(variables[collection]))
+    home = collection(module.trainable)
+    if home not in _mapping("variables", variables):
+        raise ValueError(f"variables must have {home!r}, got {sorted(variables)}")
+    arrays = _mapping(f"variables[{home!r}]", meta.unbox(variables[home]))
     names = ["kernel", "bias"] if module.use_bias else ["kernel"]
     _check_keys("variables", arrays, names, required=names)
     kernel, bias = _kernel_and_bias([arrays[name] for name in names], module.use_bias)
@@ -1166,10 +1165,6 @@ def _weights(module: Any, variables: Mapping[str, Any]) -> tuple[np.ndarray, np.
         if array is not None and array.shape != shape:
             raise ValueError(f"{name} must have the shape {shape}, got {array.shape}")
     return kernel, bias
-
-
-def _collection(module: Any) -> str:
-    return "params" if module.trainable else "non_trainable"
 
 
 def _crops(module: Any, peer: str, **changes: Any) -> Crops:

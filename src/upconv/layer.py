@@ -230,6 +230,15 @@ class Layer:
         }
 
 
+# The arguments of a layer, in their order. Its rank is that of its class.
+FIELDS = tuple(field.name for field in dataclasses.fields(Layer) if field.name != "rank")
+
+
+def collection(trainable: bool) -> str:
+    """The name of the collection that holds a layer's parameters in Flax."""
+    return "params" if trainable else "non_trainable"
+
+
 _CALLABLES = (
     "kernel_initializer",
     "bias_initializer",

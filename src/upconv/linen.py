@@ -24,7 +24,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from upconv import functional, geometry, lax
 from upconv.initializers import Initializer
-from upconv.layer import Activation, Ints, Layer, Parameter
+from upconv.layer import FIELDS, Activation, Ints, Layer, Parameter, collection
 from upconv.rules import Constraint, Regularizer, Rule, named_leaves, total
 
 __all__ = [
@@ -76,9 +76,8 @@ class _ConvTranspose(nn.Module):
 
     def __post_init__(self) -> None:
         layer = self._layer
-        for field in dataclasses.fields(layer):
-            if field.name != "rank":
-                object.__setattr__(self, field.name, getattr(layer, field.name))
+        for name in FIELDS:
+            object.__setattr__(self, name, getattr(layer, name))
         super().__post_init__()
 
     @nn.compact
@@ -145,11 +144,11 @@ class _ConvTranspose(nn.Module):
     @property
     def _layer(self) -> Layer:
         """The fields, checked; Flax binds an activation that is a module only as a field."""
-        return Layer(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Layer)})
+        return Layer(self.rank, **{name: getattr(self, name) for name in FIELDS})
 
     @property
     def _collection(self) -> str:
-        return "params" if self.trainable else "non_trainable"
+        return collection(self.trainable)
 
     def _parameter(self, name: str, parameter: Parameter) -> jax.Array:
         if not self.trainable:

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from flax import nnx as flax_nnx
 
 from upconv import activations, constraints, initializers, linen, nnx, regularizers
-from upconv.layer import Layer
+from upconv.layer import FIELDS
 
 __all__ = ["VERSION", "from_config", "to_config"]
 
@@ -37,7 +37,6 @@ _NAMES = ("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose")
 _LAYERS: dict[str, Any] = {
     f"{api.__name__}.{name}": getattr(api, name) for api in (linen, nnx) for name in _NAMES
 }
-_FIELDS = tuple(f.name for f in dataclasses.fields(Layer) if f.name != "rank")
 _DTYPES = ("dtype", "param_dtype")
 
 # The dataclasses that are written by class and fields.
@@ -91,7 +90,7 @@ def to_config(layer: Any, *, custom_objects: CustomObjects | None = None) -> dic
         layer = layer.config
     else:
         config["name"] = layer.name
-    for name in _FIELDS:
+    for name in FIELDS:
         value = getattr(layer, name)
         if name in _DTYPES:
             config[name] = None if value is None else jnp.dtype(value).name
@@ -138,7 +137,7 @@ def from_config(
     stateful = issubclass(cls, flax_nnx.Module)
     required = {"filters", "kernel_size", *(["in_features"] if stateful else [])}
     given = {name: value for name, value in config.items() if name not in ("version", "class")}
-    unknown = given.keys() - {*_FIELDS, "in_features" if stateful else "name"}
+    unknown = given.keys() - {*FIELDS, "in_features" if stateful else "name"}
     if unknown:
         raise ValueError(f"config has unknown keys {sorted(unknown)} for {config['class']}")
     if required - given.keys():
