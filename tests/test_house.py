@@ -46,7 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "linen": {*CORE, "initializers", "rules", "layer", "lax"},
     "nnx": {*CORE, "initializers", "rules", "layer", "lax"},
     "lax": CORE,
-    "interop": {*CORE, *DECLARED, "layer", "linen", "nnx"},
+    "interop": {*CORE, *DECLARED, "layer", "linen", "nnx", "lax"},
     "serialization": {*DECLARED, "layer", "linen", "nnx"},
     # All that is public: any module but itself and the package's own start.
     "bench": {name for name in MODULES if not name.startswith("_") and name != "bench"},

@@ -33,7 +33,7 @@ from flax import linen as flax_linen
 from flax import nnx as flax_nnx
 from flax.core import meta
 
-from upconv import activations, constraints, geometry, initializers, linen, nnx, regularizers
+from upconv import activations, constraints, geometry, initializers, lax, linen, nnx, regularizers
 from upconv.layer import FIELDS, LONG, collection
 
 __all__ = [
@@ -810,7 +810,7 @@ def _pair_of_flax(config: dict[str, Any], variables: Mapping[str, Any]) -> Pair:
     dilation = per_axis("kernel_dilation", 1 if dilation is None else dilation, rank)
     transposed = config["transpose_kernel"]
     if not transposed:
-        kernel = _flipped(kernel)
+        kernel = lax.mirrored_kernel(kernel)
     if kernel.shape[:-1] != (*size, config["features"]):
         raise ValueError(
             f"kernel must have kernel_size={size}, features={config['features']} and "
@@ -824,7 +824,7 @@ def _pair_of_flax(config: dict[str, Any], variables: Mapping[str, Any]) -> Pair:
         raise ValueError(f"padding must be 'SAME', 'VALID', 'CIRCULAR' or pads, got {padding!r}")
     elif not isinstance(padding, str):
         pads: Any = geometry.canonical_padding(padding, rank)
-        padding = tuple((k - 1 - lo, k - 1 - hi) for k, (lo, hi) in zip(span, pads, strict=True))
+        padding = lax.mirrored_pads(pads, span)
     return _pair(
         kernel,
         bias,
@@ -884,8 +884,7 @@ def to_flax(
         _check_circular(span, module.strides, transpose_kernel)
     padding: Any = named.get(module.padding) if isinstance(module.padding, str) else None
     if padding is None or module.output_padding is not None:
-        crops = zip(span, _crops(module, "Flax"), strict=True)
-        padding = tuple((k - 1 - lo, k - 1 - hi) for k, (lo, hi) in crops)
+        padding = lax.mirrored_pads(_crops(module, "Flax"), span)
     features = {"features": module.filters, "name": module.name}
     if api == "nnx":
         features = {"in_features": kernel.shape[-1], "out_features": module.filters}
@@ -901,7 +900,9 @@ def to_flax(
         "precision": module.precision,
         "transpose_kernel": transpose_kernel,
     }
-    weights = {"kernel": _array("kernel", kernel if transpose_kernel else _flipped(kernel))}
+    weights = {
+        "kernel": _array("kernel", kernel if transpose_kernel else lax.mirrored_kernel(kernel))
+    }
     if bias is not None:
         weights["bias"] = _array("bias", bias)
     return config, {"params": weights} if api == "linen" else weights
@@ -909,16 +910,11 @@ def to_flax(
 
 def _check_circular(span: Sequence[int], strides: Sequence[int], transpose_kernel: bool) -> None:
     """Flax takes the larger half of the overhang from the start if its kernel is in our order."""
-    if transpose_kernel and any(k > s and (k - s) % 2 for k, s in zip(span, strides, strict=True)):
+    if any(lax.circular_shift(span, strides, transpose_kernel)):
         raise ValueError(
             "padding='CIRCULAR' with transpose_kernel=True is another pixel further in Flax where "
             f"the kernel outlasts the stride by an odd number, got {span} and {strides}"
         )
-
-
-def _flipped(kernel: np.ndarray) -> np.ndarray:
-    """Flax's kernel without transpose_kernel from ours, and back."""
-    return np.flip(kernel, tuple(range(kernel.ndim - 2))).swapaxes(-1, -2)
 
 
 # ------------------------------------------------------------------ upconv.nnx

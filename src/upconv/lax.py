@@ -9,16 +9,18 @@ output of `upconv.geometry`, with `K` the length that the dilated kernel spans, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from upconv import functional, geometry
 
 __all__ = ["conv_transpose"]
 
 Ints = int | Sequence[int]
+Array = TypeVar("Array", jax.Array, np.ndarray)
 
 # By number of spatial axes: channels last, kernels (*kernel_size, c_in, c_out).
 _DEFAULT = {
@@ -181,10 +183,9 @@ def flax_conv_transpose(
         precision=precision,
         preferred_element_type=preferred_element_type,
     )
-    if circular and transpose_kernel:
-        # Our half is rounded down: one pixel further where it was.
-        shift = [-1 if k > s and (k - s) % 2 else 0 for k, s in zip(span, strides, strict=True)]
-        y = jnp.roll(y, shift, range(-1 - rank, -1)) if any(shift) else y
+    shift = circular_shift(span, strides, transpose_kernel)
+    if circular and any(shift):
+        y = jnp.roll(y, shift, range(-1 - rank, -1))
     return y if bias is None else y + bias
 
 
@@ -220,12 +221,42 @@ def flax_kernel_shape(
     return shape
 
 
+def mirrored_pads(
+    pads: Sequence[tuple[int, int]], span: Sequence[int]
+) -> tuple[tuple[int, int], ...]:
+    """What is cropped of the full output by pads of the dilated input, or the pads of such crops.
+
+    Either is `K - 1` less the other, with `K` the length that the dilated kernel spans.
+    """
+    return tuple((k - 1 - lo, k - 1 - hi) for k, (lo, hi) in zip(span, pads, strict=True))
+
+
+def mirrored_kernel(kernel: Array) -> Array:
+    """Our kernel from JAX's without `transpose_kernel`, or that one from ours.
+
+    Flips the spatial axes and swaps the two of channels, which are the last.
+    """
+    flip = np.flip if isinstance(kernel, np.ndarray) else jnp.flip
+    return flip(kernel, tuple(range(kernel.ndim - 2))).swapaxes(-1, -2)
+
+
+def circular_shift(
+    span: Sequence[int], strides: Sequence[int], transpose_kernel: bool
+) -> tuple[int, ...]:
+    """By how many pixels Flax's circular output is rolled against ours, per spatial axis.
+
+    Both take half of what hangs over from the start, and we round it down. Flax rounds it up
+    where it has our kernel, with `transpose_kernel`: one pixel further, if the overhang is odd.
+    """
+    pairs = zip(span, strides, strict=True)
+    return tuple(-1 if transpose_kernel and k > s and (k - s) % 2 else 0 for k, s in pairs)
+
+
 def _channels_last(
     x: jax.Array, kernel: jax.Array, transpose_kernel: bool, **options: Any
 ) -> jax.Array:
     """Our function, with channels last, of a kernel with axes `(*kernel_size, I, O)`."""
-    if not transpose_kernel:
-        kernel = jnp.swapaxes(jnp.flip(kernel, range(kernel.ndim - 2)), -1, -2)
+    kernel = kernel if transpose_kernel else mirrored_kernel(kernel)
     return functional.conv_transpose(x, kernel, **options)
 
 
@@ -256,7 +287,7 @@ def _crops(
             ) from None
     pads = cast("geometry.Pads", geometry.canonical_padding(pads, rank))
     if not consistent:
-        pads = tuple((k - 1 - lo, k - 1 - hi) for k, (lo, hi) in zip(span, pads, strict=True))
+        pads = mirrored_pads(pads, span)
     for n, k, s, (lo, hi) in zip(spatial, span, strides, pads, strict=True):
         left = geometry.full_length(n, k, s) - lo - hi
         if isinstance(left, int) and left < 1:
