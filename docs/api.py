@@ -194,12 +194,12 @@ def _annotations(thing: Object) -> list[Any]:
 
 
 def _named(annotation: Any) -> set[str]:
-    """Paths of the names of upconv in an annotation."""
+    """Paths of the names in an annotation that modules of upconv define."""
     if not isinstance(annotation, griffe.Expr):
         return set()
     expressions = annotation.iterate(flat=True)
     found = {e.canonical_path for e in expressions if isinstance(e, griffe.ExprName)}
-    return {path for path in found if path.count(".") == 2 and path.startswith("upconv.")}
+    return {path for path in found if path.count(".") >= 2 and path.startswith("upconv.")}
 
 
 def _table_of_types() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import NamedTuple
 
 SOURCE = Path(__file__).parents[1] / "src"
 # All that can be used in a program: the bench loads what it compares with.
-PARTS = sorted(path.stem for path in (SOURCE / "upconv").glob("[a-z]*.py") if path.stem != "bench")
+MODULES = {module.name for module in pkgutil.iter_modules([str(SOURCE / "upconv")])}
+PARTS = sorted(MODULES - {"bench"})
 # What upconv is compared with, and converts from and to.
 PEERS = {"torch", "tensorflow", "tf_keras", "keras", "equinox", "haiku", "onnx"}
 

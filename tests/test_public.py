@@ -10,10 +10,10 @@ import importlib
 import inspect
 import itertools
 import pickle
+import pkgutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -373,7 +373,7 @@ TABLE: dict[str, Row] = {
 
 def public() -> dict[str, Any]:
     """Everything in `__all__` of every module but the benchmark, by its name; once."""
-    modules = sorted(path.stem for path in Path(upconv.__file__).parent.glob("*.py"))
+    modules = sorted(module.name for module in pkgutil.iter_modules(upconv.__path__))
     found: dict[str, Any] = {}
     for name in ["__init__", *modules]:
         if name == "bench":

@@ -1,0 +1,102 @@
+"""A layer of ours with its variables: what every conversion gives or takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax.core import meta
+
+from upconv import geometry, linen
+from upconv.interop import arguments, arrays
+from upconv.layer import LONG, collection
+
+Pair = tuple[Any, dict[str, Any]]
+Crops = tuple[tuple[int, int], ...]
+
+LAYERS = {1: linen.Conv1DTranspose, 2: linen.Conv2DTranspose, 3: linen.Conv3DTranspose}
+
+
+def make(kernel: np.ndarray, bias: Any, **options: Any) -> Pair:
+    """Our layer for a kernel `(*kernel_size, filters // groups, c_in)`, and its variables."""
+    groups = geometry.integer("groups", options.get("groups", 1), minimum=1)
+    *kernel_size, filters, c_in = kernel.shape
+    if c_in % groups:
+        raise ValueError(f"groups must divide the {c_in} input channels, got {groups}")
+    filters *= groups
+    options["groups"] = groups
+    module = LAYERS[len(kernel_size)](
+        filters,
+        tuple(kernel_size),
+        use_bias=bias is not None,
+        param_dtype=jnp.dtype(kernel.dtype),
+        **options,
+    )
+    parameters = {"kernel": arrays.to_jax("kernel", kernel)}
+    if bias is not None:
+        if bias.shape != (filters,):
+            raise ValueError(f"bias must have the shape ({filters},), got {bias.shape}")
+        parameters["bias"] = arrays.to_jax("bias", bias)
+    return module, {collection(module.trainable): parameters}
+
+
+def take_apart(module: Any, variables: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray | None]:
+    """Kernel and bias of our layer, which are its own."""
+    if type(module) not in LAYERS.values():
+        raise TypeError(
+            f"module must be a layer of upconv.linen, got {arguments.type_name(module)}; from_nnx "
+            "gives one for a layer of upconv.nnx"
+        )
+    home = collection(module.trainable)
+    if home not in arguments.mapping("variables", variables):
+        raise ValueError(f"variables must have {home!r}, got {sorted(variables)}")
+    found = arguments.mapping(f"variables[{home!r}]", meta.unbox(variables[home]))
+    names = ["kernel", "bias"] if module.use_bias else ["kernel"]
+    arguments.check_keys("variables", found, names, required=names)
+    kernel, bias = kernel_and_bias([found[name] for name in names], module.use_bias)
+    channels = (module.filters // module.groups, kernel.shape[-1] if kernel.ndim else 0)
+    for name, array, shape in (
+        ("kernel", kernel, (*module.kernel_size, *channels)),
+        ("bias", bias, (module.filters,)),
+    ):
+        if array is not None and array.shape != shape:
+            raise ValueError(f"{name} must have the shape {shape}, got {array.shape}")
+    return kernel, bias
+
+
+def crops(module: Any, peer: str, **changes: Any) -> Crops:
+    """What the layer crops at both ends of the full output, whatever the size of its input.
+
+    Zeros that it adds instead count as negative.
+    """
+    names = ("strides", "padding", "output_padding", "dilation_rate")
+    options = {name: getattr(module, name) for name in names} | changes
+    if options["padding"] == "circular":
+        raise ValueError(f"padding='circular' is not in {peer}")
+    long = (LONG,) * len(module.kernel_size)
+    return geometry.transposed(long, module.kernel_size, **options).pads
+
+
+def kernel_and_bias(weights: Sequence[Any], use_bias: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    """Weights of another library as arrays of numpy, of one dtype."""
+    if len(weights) != 1 + use_bias:
+        raise ValueError(
+            f"weights must be {'kernel and bias' if use_bias else 'the kernel alone'}, as use_bias "
+            f"is {use_bias}, got {len(weights)} arrays"
+        )
+    kernel, bias = arrays.to_numpy(weights[0]), arrays.to_numpy(weights[1]) if use_bias else None
+    if bias is not None and bias.dtype != kernel.dtype:
+        raise ValueError(
+            f"kernel and bias must have one dtype, got {kernel.dtype} and {bias.dtype}"
+        )
+    return kernel, bias
+
+
+def rank(name: str, kernel: np.ndarray) -> int:
+    """The number of a kernel's spatial axes."""
+    spatial = kernel.ndim - 2
+    if not 1 <= spatial <= 3:
+        raise ValueError(f"{name} must have 1 to 3 spatial axes and two more, got {kernel.shape}")
+    return spatial

@@ -1,0 +1,184 @@
+"""Layers of PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+
+from upconv import geometry
+from upconv.interop import arguments, arrays, pairs
+from upconv.interop.pairs import Pair
+
+_TORCH_LAYERS = ("ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")
+# Arguments of its constructor and their defaults.
+_TORCH: dict[str, Any] = {
+    "in_channels": None,
+    "out_channels": None,
+    "kernel_size": None,
+    "stride": 1,
+    "padding": 0,
+    "output_padding": 0,
+    "groups": 1,
+    "bias": True,
+    "dilation": 1,
+    "padding_mode": "zeros",
+    "device": None,
+    "dtype": None,
+}
+
+
+def from_torch(layer: Any, weights: Mapping[str, Any] | None = None) -> Pair:
+    """`torch.nn.ConvTranspose1d`, `2d` or `3d` as a layer of `upconv.linen`.
+
+    Args:
+      layer: the layer; or, with `weights`, the arguments of its constructor as a dictionary.
+      weights: what `layer.state_dict()` gives: `weight` and, if there is one, `bias`, tensors
+        or arrays.
+
+    Returns:
+      `(module, variables)`. The module is `channels_first`, and not trainable if the layer's
+      parameters do not require gradients.
+
+    Raises:
+      TypeError: if `layer` is neither such a layer nor a dictionary.
+      ValueError: if an argument is unknown or does not fit the weights; if the layer computes its
+        weight from others (`torch.nn.utils.parametrize`), or trains one of weight and bias alone.
+
+    >>> import numpy as np
+    >>> config = {"in_channels": 3, "out_channels": 4, "kernel_size": 5, "stride": 2, "padding": 2}
+    >>> weights = {"weight": np.ones((3, 4, 5, 5), np.float32), "bias": np.zeros(4, np.float32)}
+    >>> module, variables = from_torch(config, weights)
+    >>> module.padding, variables["params"]["kernel"].shape
+    (((2, 2), (2, 2)), (5, 5, 4, 3))
+    """
+    trainable = True
+    if weights is None:
+        home, name = type(layer).__module__, type(layer).__name__
+        if hasattr(layer, "parametrizations"):
+            raise ValueError(
+                f"layer must hold its weight itself, got a {name} that computes it from others: "
+                "torch.nn.utils.parametrize.remove_parametrizations makes it a plain one"
+            )
+        if not home.startswith("torch.nn.modules.") or name not in _TORCH_LAYERS:
+            raise TypeError(
+                f"layer must be one of {', '.join(_TORCH_LAYERS)} of torch.nn, or the arguments of "
+                f"one with weights, got {arguments.type_name(layer)}"
+            )
+        weights = layer.state_dict()
+        required = {parameter.requires_grad for parameter in layer.parameters()}
+        if len(required) > 1:
+            raise ValueError(
+                "trainable is one of weight and bias together, got a layer with requires_grad of "
+                "one alone"
+            )
+        trainable = required != {False}
+        plain = _TORCH.keys() - {"bias", "device", "dtype"}
+        layer = {name: getattr(layer, name) for name in plain} | {"bias": layer.bias is not None}
+    config = arguments.mapping("layer", layer)
+    required_names = ("in_channels", "out_channels", "kernel_size")
+    arguments.check_keys("layer", config, _TORCH, required=required_names)
+    config = {**_TORCH, **config}
+    names = ["weight", "bias"] if config["bias"] else ["weight"]
+    arguments.check_keys("weights", arguments.mapping("weights", weights), names, required=names)
+    kernel, bias = pairs.kernel_and_bias([weights[name] for name in names], bool(config["bias"]))
+    rank = pairs.rank("weight", kernel)
+    groups = geometry.integer("groups", config["groups"], minimum=1)
+    size = geometry.per_axis("kernel_size", config["kernel_size"], rank)
+    shape = (config["in_channels"], config["out_channels"] // groups, *size)
+    if kernel.shape != shape:
+        raise ValueError(f"weight must have the shape {shape}, got {kernel.shape}")
+    if config["padding_mode"] != "zeros":
+        raise ValueError(f"padding_mode must be 'zeros', got {config['padding_mode']!r}")
+    dtype = str(config["dtype"]).removeprefix("torch.")
+    if config["dtype"] is not None and dtype != str(kernel.dtype):
+        raise ValueError(f"weight must be {dtype} as dtype says, got {kernel.dtype}")
+    padding = geometry.per_axis("padding", config["padding"], rank, minimum=0)
+    return pairs.make(
+        arrays.channels_to_end(kernel),
+        bias,
+        strides=config["stride"],
+        padding=tuple((p, p) for p in padding),
+        output_padding=config["output_padding"],
+        dilation_rate=config["dilation"],
+        groups=groups,
+        data_format="channels_first",
+        trainable=trainable,
+    )
+
+
+def to_torch(
+    module: Any, variables: Mapping[str, Any], *, drop: Collection[str] = ()
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Our layer as `torch.nn.ConvTranspose1d`, `2d` or `3d`.
+
+    `layer = torch.nn.ConvTranspose2d(**config)` and `layer.load_state_dict(weights)`.
+
+    PyTorch crops alike at both ends and then adds `output_padding` at the end, so it can crop
+    less at the end than at the start, and not more: a kernel of 5 at stride 2 with `"same"` is
+    not there, one of 4 is.
+
+    Args:
+      module: a layer of `upconv.linen`.
+      variables: what it is applied to.
+      drop: arguments that may be lost: `activation`, `data_format` (PyTorch has
+        `"channels_first"`), `dtype`, `precision`, `trainable`, regularizers and
+        constraints.
+
+    Returns:
+      `(config, weights)`. Where torch is installed it is imported, the weights are tensors and
+      `config["dtype"]` is one of torch's; elsewhere they are arrays of numpy and a name.
+
+    Raises:
+      TypeError: if `module` is no such layer.
+      ValueError: if PyTorch has not what the layer does, or the variables are not those of the
+        layer.
+
+    >>> import jax
+    >>> from upconv import linen
+    >>> module = linen.Conv2DTranspose(4, 4, 2, padding="same", data_format="channels_first")
+    >>> variables = module.init(jax.random.key(0), jnp.ones((1, 3, 8, 6)))
+    >>> config, weights = to_torch(module, variables)
+    >>> config["padding"], config["output_padding"], tuple(weights["weight"].shape)
+    ((1, 1), (0, 0), (3, 4, 4, 4))
+    """
+    kernel, bias = pairs.take_apart(module, variables)
+    arguments.check_only("PyTorch", module, drop, also={"dtype"})
+    computed = kernel.dtype if module.dtype is None else jnp.dtype(module.dtype)
+    if "dtype" not in drop and computed != kernel.dtype:
+        raise ValueError(
+            f"dtype={computed} must be that of the parameters in PyTorch, {kernel.dtype}; "
+            "drop=('dtype',) leaves it out"
+        )
+    crops = pairs.crops(module, "PyTorch")
+    limits = map(max, module.strides, module.dilation_rate)
+    for (lo, hi), limit in zip(crops, limits, strict=True):
+        if lo < 0 or not 0 <= lo - hi < limit:
+            raise ValueError(
+                f"padding={module.padding!r} crops {crops} of the full output; PyTorch crops at "
+                "both ends alike, less an output_padding below max(stride, dilation)"
+            )
+    weights = {"weight": kernel.transpose(-1, -2, *range(kernel.ndim - 2))}
+    if bias is not None:
+        weights["bias"] = bias
+    config = {
+        "in_channels": kernel.shape[-1],
+        "out_channels": module.filters,
+        "kernel_size": module.kernel_size,
+        "stride": module.strides,
+        "padding": tuple(lo for lo, _ in crops),
+        "output_padding": tuple(lo - hi for lo, hi in crops),
+        "groups": module.groups,
+        "bias": module.use_bias,
+        "dilation": module.dilation_rate,
+        "dtype": str(kernel.dtype),
+    }
+    try:
+        import torch
+    except ImportError:
+        return config, weights
+    config["dtype"] = getattr(torch, config["dtype"])
+    return config, {
+        name: arrays.to_torch(value, config["dtype"]) for name, value in weights.items()
+    }
