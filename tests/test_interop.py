@@ -379,7 +379,7 @@ def test_an_argument_comes_back_or_is_refused_by_name(name: str, peer: str) -> N
             "padding='same' with",
         ),
         ("Keras", {"strides": 2, "dilation_rate": 2}, "dilation_rate goes only with strides=1"),
-        ("Keras", {"groups": 2}, "groups=2 is not in Keras, which has 1 alone$"),
+        ("Keras", {"groups": 2}, "groups must be 1 for Keras, got 2$"),
         ("Keras", {"activation": "gelu"}, "activation=.*gelu.* is not in Keras.*custom_objects"),
         ("Keras", {"activation": jnp.sin}, "activation=.* is not in Keras"),
         ("Keras", {"dtype": jnp.float64}, "dtype=float64 with parameters of float32"),
@@ -392,10 +392,10 @@ def test_an_argument_comes_back_or_is_refused_by_name(name: str, peer: str) -> N
         ("PyTorch", {"padding": "same", "strides": 2}, "padding='same' crops .*both ends alike"),
         ("PyTorch", {"padding": ((0, 1),)}, "padding=.* crops .*both ends alike"),
         ("PyTorch", {"padding": ((-1, -1),)}, "padding=.* crops .*both ends alike"),
-        ("PyTorch", {"data_format": "channels_last"}, "data_format='channels_last' is not in PyT"),
+        ("PyTorch", {"data_format": "channels_last"}, "data_format must be 'channels_first' for P"),
         ("PyTorch", {"dtype": jnp.float16}, "dtype=float16 must be that of the parameters"),
-        ("Flax", {"data_format": "channels_first"}, "data_format='channels_first' is not in Flax"),
-        ("Flax", {"groups": 2}, "groups=2 is not in Flax"),
+        ("Flax", {"data_format": "channels_first"}, "data_format must be 'channels_last' for Fl"),
+        ("Flax", {"groups": 2}, "groups must be 1 for Flax, got 2"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else str(value)[:7],
 )
@@ -631,7 +631,7 @@ def test_onnx_nodes_are_read_by_their_fields() -> None:
 @pytest.mark.parametrize(
     ("attributes", "weights", "message"),
     [
-        ({"stride": [2]}, [KERNEL], r"attributes that ConvTranspose has not: \['stride'\]"),
+        ({"stride": [2]}, [KERNEL], r"attributes that ConvTranspose lacks: \['stride'\]"),
         ({}, [], r"weights must be \[W\] or \[W, B\], got 0 arrays"),
         ({}, [KERNEL[0]], "W must have 1 to 3 spatial axes"),
         ({"kernel_shape": [4]}, [KERNEL], r"kernel_shape must be that of W, \(6,\), got \(4,\)"),

@@ -112,12 +112,12 @@ def test_frozen_layers(torch: ModuleType) -> None:
     theirs = torch.nn.ConvTranspose1d(3, 4, 5).requires_grad_(False)
     module, variables = interop.from_torch(theirs)
     assert list(variables) == ["non_trainable"]
-    with pytest.raises(ValueError, match="trainable=False is not in PyTorch"):
+    with pytest.raises(ValueError, match="trainable must be True for PyTorch, got False"):
         interop.to_torch(module, variables)
     _, weights = interop.to_torch(module, variables, drop=("trainable",))
     assert torch.equal(weights["weight"], theirs.weight)
     theirs.bias.requires_grad_(True)
-    with pytest.raises(ValueError, match="trainable is one of weight and bias together"):
+    with pytest.raises(ValueError, match="trainable holds for weight and bias alike"):
         interop.from_torch(theirs)
 
 

@@ -1,9 +1,8 @@
 """Layers of other libraries and their weights as ours, and ours as theirs: the same numbers.
 
-`from_` functions give `(module, variables)`, a layer of `upconv.linen` and what it computes
-with; `to_` functions give `(config, weights)`, the arguments of the other library's constructor
-and what its layer is then to be given. Where there is a pair of them, each takes what the other
-gives::
+`from_` functions return `(module, variables)`, a layer of `upconv.linen` and its variables; `to_`
+functions return `(config, weights)`, the arguments of the other library's constructor and what to
+load into the layer that it makes. Where there are both, each takes what the other returns::
 
     module, variables = from_torch(torch.nn.ConvTranspose2d(3, 4, 5))
     config, weights = to_torch(module, variables)
@@ -12,12 +11,12 @@ gives::
 Layers of `upconv.nnx` come in by `from_nnx` and go out by `to_nnx`:
 `to_nnx(*from_torch(layer))`, `to_keras(*from_nnx(layer))`.
 
-Arrays keep their bits: axes are put in another order and kernels are flipped, nothing is computed.
-What one library has and the other has not is a ValueError that names the argument, so that nothing
-is lost unseen. `drop=("kernel_regularizer",)` says that an argument may be lost; then the rest is
-converted, and what comes out lacks what was dropped. Never dropped without a word, but not carried
-either, because they belong to neither what a layer computes nor how it is trained: `lowering`;
-initializers, from and to PyTorch, Flax and ONNX; names where one of the two has none; and seeds.
+Arrays keep their bits: axes are put in another order and kernels are flipped, but nothing is
+computed. Whatever one library has and the other lacks raises a ValueError that names the argument,
+so that no part of what a layer computes, or of how it is trained, is lost unseen.
+`drop=("kernel_regularizer",)` allows an argument to be lost; the rest is then converted without it.
+Some things are left out silently: `lowering`; initializers, from and to PyTorch, Flax and ONNX;
+names, from ONNX and where one of the two has none; seeds, devices and input shapes.
 """
 
 from upconv.interop.flax import from_flax, to_flax

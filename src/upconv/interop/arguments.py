@@ -1,52 +1,48 @@
-"""Checks of what a conversion is given, each naming the argument that does not fit."""
+"""Checks of what a conversion is given, each of which names the argument that does not fit."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from typing import Any
 
-_RULES = (
+# What a layer declares of its parameters and outputs; only Keras's do, too.
+RULES = (
     "kernel_regularizer",
     "bias_regularizer",
     "activity_regularizer",
     "kernel_constraint",
     "bias_constraint",
 )
-# What a library has one value of, which is then no argument there.
-_ONLY: dict[str, dict[str, Any]] = {
-    "Keras": {"groups": 1, "precision": None},
-    "PyTorch": {
-        "data_format": "channels_first",
-        "activation": None,
-        **dict.fromkeys(_RULES),
-        "trainable": True,
-        "precision": None,
-    },
-    "Flax": {
-        "groups": 1,
-        "data_format": "channels_last",
-        "activation": None,
-        **dict.fromkeys(_RULES),
-        "trainable": True,
-    },
-}
-# Without groups the kernel has another shape.
+# These cannot be dropped: without groups the kernel would have another shape.
 _ESSENTIAL = {"groups"}
 
 
-def check_only(peer: str, module: Any, drop: Collection[str], also: Collection[str] = ()) -> None:
-    """Raises where the layer has what the peer has not, unless it may be lost."""
-    only = _ONLY[peer]
+def check_only(
+    peer: str,
+    only: Mapping[str, Any],
+    module: Any,
+    drop: Collection[str],
+    also: Collection[str] = (),
+) -> None:
+    """Raises a ValueError where our layer has what its peer lacks, unless that may be dropped.
+
+    Args:
+      peer: the name of the other library.
+      only: arguments of ours that it lacks, and the value that its layers behave as.
+      module: our layer.
+      drop: the arguments that may be dropped.
+      also: what `drop` may name beside these arguments.
+    """
     check_drop(drop, {*(only.keys() - _ESSENTIAL), *also}, peer)
     for name, value in only.items():
         got = getattr(module, name)
         if got != value and name not in drop:
             hint = "" if name in _ESSENTIAL else f"; drop=({name!r},) leaves it out"
-            raise ValueError(f"{name}={got!r} is not in {peer}, which has {value!r} alone{hint}")
+            raise ValueError(f"{name} must be {value!r} for {peer}, got {got!r}{hint}")
 
 
 def check_drop(drop: Collection[str], allowed: Collection[str], peer: str) -> None:
-    """Raises where something else than these is to be dropped."""
+    """Raises a ValueError if `drop` names anything but these arguments."""
     if isinstance(drop, str):
         raise TypeError(f"drop must be a sequence of names, got {drop!r}")
     unknown = set(drop) - set(allowed)
@@ -59,7 +55,7 @@ def check_drop(drop: Collection[str], allowed: Collection[str], peer: str) -> No
 def check_keys(
     name: str, value: Mapping[str, Any], known: Collection[str], required: Collection[str] = ()
 ) -> None:
-    """Raises where a key is unknown, or a required one is missing."""
+    """Raises a ValueError if the dictionary has an unknown key, or lacks a required one."""
     unknown, lacking = value.keys() - set(known), set(required) - value.keys()
     if unknown:
         raise ValueError(f"{name} has {sorted(unknown)}, which is unknown here")
@@ -68,12 +64,12 @@ def check_keys(
 
 
 def mapping(name: str, value: Any) -> Mapping[str, Any]:
-    """The value, if it is a dictionary."""
+    """Returns `value`, the argument `name`, if it is a dictionary; raises a TypeError if not."""
     if not isinstance(value, Mapping):
         raise TypeError(f"{name} must be a dictionary, got {type_name(value)}")
     return value
 
 
 def type_name(value: Any) -> str:
-    """The full name of its type."""
+    """The name of a value's type, with that of its module."""
     return f"{type(value).__module__}.{type(value).__qualname__}"

@@ -1,4 +1,4 @@
-"""Arrays of one library as those of another, bit by bit."""
+"""Arrays of one library as those of another: the same bits, perhaps in another order."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 
 def to_jax(name: str, value: Any) -> jax.Array:
-    """The same bits on a device."""
+    """The same bits on a device; raises a ValueError where JAX would round them."""
     value = np.asarray(value)
     array = jnp.asarray(value)
     if array.dtype != value.dtype:
@@ -22,17 +22,17 @@ def to_jax(name: str, value: Any) -> jax.Array:
 
 
 def to_torch(value: np.ndarray, dtype: Any) -> Any:
-    """The same bits as a tensor of torch."""
+    """The same bits in a tensor of its own, of this dtype of torch's."""
     import torch
 
     value = np.array(value, order="C")
-    if dtype == torch.bfloat16:  # of which numpy's is not known there
+    if dtype == torch.bfloat16:  # torch does not know numpy's
         return torch.from_numpy(value.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(value)
 
 
 def to_numpy(value: Any) -> np.ndarray:
-    """The same bits in numpy, of a tensor too."""
+    """The same bits in numpy, also of a tensor."""
     if type(value).__module__.partition(".")[0] == "torch":
         import torch
 
@@ -44,5 +44,10 @@ def to_numpy(value: Any) -> np.ndarray:
 
 
 def channels_to_end(kernel: np.ndarray) -> np.ndarray:
-    """From PyTorch's and ONNX's `(c_in, filters // groups, *kernel_size)` to our order."""
+    """Our kernel from PyTorch's and ONNX's, of shape `(c_in, filters // groups, *kernel_size)`."""
     return kernel.transpose(*range(2, kernel.ndim), 1, 0)
+
+
+def channels_to_front(kernel: np.ndarray) -> np.ndarray:
+    """PyTorch's kernel from ours, of shape `(*kernel_size, filters // groups, c_in)`."""
+    return kernel.transpose(-1, -2, *range(kernel.ndim - 2))

@@ -1,21 +1,30 @@
-"""Layers of Flax, linen and nnx."""
+"""Layers of Flax, `flax.linen.ConvTranspose` and `flax.nnx.ConvTranspose`, and our drop-ins.
+
+Explicit padding pads the dilated input, and without `transpose_kernel` the kernel is flipped
+against ours and its last two axes are swapped. `upconv.lax` knows this convention, which is that of
+`jax.lax.conv_transpose`, and Flax's own of `"CIRCULAR"` (`flax/linen/linear.py`); here are the
+names of arguments.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from flax import linen as flax_linen
 from flax import nnx as flax_nnx
 from flax.core import meta
 
 from upconv import geometry, lax, linen, nnx
 from upconv.interop import arguments, arrays, pairs
-from upconv.interop.pairs import Pair
+from upconv.interop.pairs import LinenLayer, Pair
 
-# Arguments of its constructor that have a counterpart here, and their defaults.
-_FLAX: dict[str, Any] = {
+FlaxLayer = (
+    flax_linen.ConvTranspose | flax_nnx.ConvTranspose | linen.ConvTranspose | nnx.ConvTranspose
+)
+
+# The arguments of its constructors that have a counterpart here, and their defaults.
+_ARGUMENTS: dict[str, Any] = {
     "features": None,
     "kernel_size": None,
     "strides": None,
@@ -27,14 +36,26 @@ _FLAX: dict[str, Any] = {
     "transpose_kernel": False,
     "name": None,
 }
-_FLAX_NNX = {"in_features", "out_features"}
-# Those that have none here. Initializers read the other layout.
-_FLAX_REST = {"mask": None, "preferred_element_type": None}
-_FLAX_IGNORED = {"kernel_init", "bias_init", "param_dtype", "promote_dtype", "rngs"}
+_NNX_ARGUMENTS = {"in_features", "out_features"}
+# Those that have none, and are not read where they change nothing. Initializers are for kernels of
+# another layout than ours.
+_ABSENT = ("mask", "preferred_element_type")
+_NOT_READ = {"kernel_init", "bias_init", "param_dtype", "promote_dtype", "rngs"}
+# Arguments of ours that Flax lacks, and the value that its layers behave as.
+_ONLY: dict[str, Any] = {
+    "groups": 1,
+    "data_format": "channels_last",
+    "activation": None,
+    **dict.fromkeys(arguments.RULES),
+    "trainable": True,
+}
+_PADDINGS = {"same": "SAME", "valid": "VALID", "circular": "CIRCULAR"}
 
 
-def from_flax(layer: Any, variables: Mapping[str, Any] | None = None) -> Pair:
-    """`flax.linen.ConvTranspose` or `flax.nnx.ConvTranspose` as a layer of `upconv.linen`.
+def from_flax(
+    layer: FlaxLayer | Mapping[str, Any], variables: Mapping[str, Any] | None = None
+) -> Pair:
+    """Converts a `flax.linen.ConvTranspose` or `flax.nnx.ConvTranspose` to one of `upconv.linen`.
 
     To keep Flax's own arguments and parameters, change the import instead:
     `upconv.linen.ConvTranspose`, `upconv.nnx.ConvTranspose`.
@@ -42,7 +63,7 @@ def from_flax(layer: Any, variables: Mapping[str, Any] | None = None) -> Pair:
     Args:
       layer: a layer of either kind, Flax's or ours of the same name; or the arguments of the
         constructor of either kind as a dictionary.
-      variables: of a linen layer or a dictionary: `{"params": {"kernel": ..., "bias": ...}}`,
+      variables: those of a linen layer or a dictionary: `{"params": {"kernel": ..., "bias": ...}}`,
         or what is in it. An nnx layer has its own.
 
     Returns:
@@ -50,7 +71,7 @@ def from_flax(layer: Any, variables: Mapping[str, Any] | None = None) -> Pair:
 
     Raises:
       TypeError: if `layer` is neither such a layer nor a dictionary.
-      ValueError: if the layer has what ours has not (`mask`, `preferred_element_type`,
+      ValueError: if the layer has what ours lacks (`mask`, `preferred_element_type`,
         `promote_dtype`, a `"CIRCULAR"` of odd overhang with `transpose_kernel`), or an
         argument is unknown or does not fit the variables.
 
@@ -62,95 +83,31 @@ def from_flax(layer: Any, variables: Mapping[str, Any] | None = None) -> Pair:
     >>> module.padding, variables["params"]["kernel"].shape
     ('same', (5, 5, 4, 3))
     """
-    names = (_FLAX.keys() - {"features", "name"}) | _FLAX_REST.keys()
-    defaults = (flax_linen.dtypes.promote_dtype, flax_nnx.nn.dtypes.promote_dtype)
-    if type(layer) in (flax_linen.ConvTranspose, linen.ConvTranspose):
-        kind = {"features": layer.features, "name": layer.name}
-    elif type(layer) in (flax_nnx.ConvTranspose, nnx.ConvTranspose):
-        if variables is not None:
-            raise ValueError("variables must not be given with an nnx layer, which has its own")
-        kind = {"features": layer.out_features}
-        variables = {"kernel": layer.kernel.get_value()}
-        if layer.bias is not None:
-            variables["bias"] = layer.bias.get_value()
-    elif isinstance(layer, Mapping):
-        kind = {}
-    else:
-        raise TypeError(
-            "layer must be a ConvTranspose of flax.linen or flax.nnx, or a dictionary of its "
-            f"arguments, got {arguments.type_name(layer)}"
-        )
-    if kind:
-        if layer.promote_dtype not in defaults:
-            raise ValueError(f"promote_dtype must be Flax's own, got {layer.promote_dtype!r}")
-        layer = {name: getattr(layer, name) for name in names} | kind
+    config, variables = _read(layer, variables)
     if variables is None:
         raise ValueError("variables must be given with a linen layer or a dictionary")
-    config = dict(layer)
-    arguments.check_keys("layer", config, {*_FLAX, *_FLAX_NNX, *_FLAX_REST, *_FLAX_IGNORED})
     if "out_features" in config:
         config["features"] = config["out_features"]
-    arguments.check_keys("layer", config, config, required=("features", "kernel_size"))
-    for name in _FLAX_REST:
+    known = {*_ARGUMENTS, *_NNX_ARGUMENTS, *_ABSENT, *_NOT_READ}
+    arguments.check_keys("layer", config, known, required=("features", "kernel_size"))
+    for name in _ABSENT:
         if config.get(name) is not None:
             raise ValueError(
                 f"{name} is not in this package's layer, got {config[name]!r}; "
                 "upconv.linen.ConvTranspose and upconv.nnx.ConvTranspose have it"
             )
-    config = {**_FLAX, **config}
-    return _pair_of_flax(config, arguments.mapping("variables", variables))
-
-
-def _pair_of_flax(config: dict[str, Any], variables: Mapping[str, Any]) -> Pair:
-    arrays = arguments.mapping("variables['params']", variables.get("params", variables))
-    names = ["kernel", "bias"] if config["use_bias"] else ["kernel"]
-    arguments.check_keys("variables", arrays, names, required=names)
-    kernel, bias = pairs.kernel_and_bias([meta.unbox(arrays[n]) for n in names], config["use_bias"])
-    size = config["kernel_size"]
-    rank = pairs.rank("kernel", kernel)
-    per_axis = geometry.per_axis
-    size = per_axis("kernel_size", size if isinstance(size, Sequence) else (size,), rank)
-    strides = per_axis("strides", 1 if config["strides"] is None else config["strides"], rank)
-    dilation = config["kernel_dilation"]
-    dilation = per_axis("kernel_dilation", 1 if dilation is None else dilation, rank)
-    transposed = config["transpose_kernel"]
-    if not transposed:
-        kernel = lax.mirrored_kernel(kernel)
-    if kernel.shape[:-1] != (*size, config["features"]):
-        raise ValueError(
-            f"kernel must have kernel_size={size}, features={config['features']} and "
-            f"transpose_kernel={transposed}, got the shape {np.shape(arrays['kernel'])}"
-        )
-    span = tuple(map(geometry.dilated, size, dilation))
-    padding = config["padding"]
-    if padding == "CIRCULAR":
-        _check_circular(span, strides, transposed)
-    elif isinstance(padding, str) and padding not in ("SAME", "VALID"):
-        raise ValueError(f"padding must be 'SAME', 'VALID', 'CIRCULAR' or pads, got {padding!r}")
-    elif not isinstance(padding, str):
-        pads: Any = geometry.canonical_padding(padding, rank)
-        padding = lax.mirrored_pads(pads, span)
-    return pairs.make(
-        kernel,
-        bias,
-        strides=strides,
-        padding=padding,
-        dilation_rate=dilation,
-        dtype=config["dtype"],
-        precision=config["precision"],
-        name=config["name"],
-    )
+    return _make({**_ARGUMENTS, **config}, arguments.mapping("variables", variables))
 
 
 def to_flax(
-    module: Any,
+    module: LinenLayer,
     variables: Mapping[str, Any],
     *,
     transpose_kernel: bool = False,
     api: str = "linen",
     drop: Collection[str] = (),
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Our layer as `flax.linen.ConvTranspose` or `flax.nnx.ConvTranspose`.
+    """Converts our layer to a `flax.linen.ConvTranspose` or `flax.nnx.ConvTranspose`.
 
     For linen, `layer = flax.linen.ConvTranspose(**config)` and `layer.apply(weights, x)`; for
     nnx, `layer = flax.nnx.ConvTranspose(**config, rngs=rngs)` and
@@ -160,7 +117,7 @@ def to_flax(
       module: a layer of `upconv.linen`.
       variables: what it is applied to.
       transpose_kernel: Flax's argument: whether its kernel is in our order, or flipped and with its
-        last two axes exchanged.
+        last two axes swapped.
       api: `"linen"` or `"nnx"`.
       drop: arguments that may be lost: `activation`, `data_format` (Flax has
         `"channels_last"`), `trainable`, regularizers and constraints.
@@ -171,7 +128,8 @@ def to_flax(
 
     Raises:
       TypeError: if `module` is no such layer.
-      ValueError: if Flax has not what the layer does, or the variables are not those of the layer.
+      ValueError: if Flax cannot do what the layer does, or the variables are not those of the
+        layer.
 
     >>> import jax
     >>> import jax.numpy as jnp
@@ -184,14 +142,7 @@ def to_flax(
     if api not in ("linen", "nnx"):
         raise ValueError(f"api must be 'linen' or 'nnx', got {api!r}")
     kernel, bias = pairs.take_apart(module, variables)
-    arguments.check_only("Flax", module, drop)
-    span = tuple(map(geometry.dilated, module.kernel_size, module.dilation_rate))
-    named = {"same": "SAME", "valid": "VALID", "circular": "CIRCULAR"}
-    if module.padding == "circular":
-        _check_circular(span, module.strides, transpose_kernel)
-    padding: Any = named.get(module.padding) if isinstance(module.padding, str) else None
-    if padding is None or module.output_padding is not None:
-        padding = lax.mirrored_pads(pairs.crops(module, "Flax"), span)
+    arguments.check_only("Flax", _ONLY, module, drop)
     features = {"features": module.filters, "name": module.name}
     if api == "nnx":
         features = {"in_features": kernel.shape[-1], "out_features": module.filters}
@@ -199,7 +150,7 @@ def to_flax(
         **features,
         "kernel_size": module.kernel_size,
         "strides": module.strides,
-        "padding": padding,
+        "padding": _to_padding(module, transpose_kernel),
         "kernel_dilation": module.dilation_rate,
         "use_bias": module.use_bias,
         "dtype": module.dtype,
@@ -207,20 +158,105 @@ def to_flax(
         "precision": module.precision,
         "transpose_kernel": transpose_kernel,
     }
-    weights = {
-        "kernel": arrays.to_jax(
-            "kernel", kernel if transpose_kernel else lax.mirrored_kernel(kernel)
-        )
-    }
+    kernel = kernel if transpose_kernel else lax.mirrored_kernel(kernel)
+    weights = {"kernel": arrays.to_jax("kernel", kernel)}
     if bias is not None:
         weights["bias"] = arrays.to_jax("bias", bias)
     return config, {"params": weights} if api == "linen" else weights
 
 
+def _read(
+    layer: Any, variables: Mapping[str, Any] | None
+) -> tuple[dict[str, Any], Mapping[str, Any] | None]:
+    """The arguments of a layer, or those given, and its variables."""
+    if type(layer) in (flax_linen.ConvTranspose, linen.ConvTranspose):
+        own = {"features": layer.features, "name": layer.name}
+    elif type(layer) in (flax_nnx.ConvTranspose, nnx.ConvTranspose):
+        if variables is not None:
+            raise ValueError("variables must not be given with an nnx layer, which has its own")
+        own = {"features": layer.out_features}
+        variables = {"kernel": layer.kernel.get_value()}
+        if layer.bias is not None:
+            variables["bias"] = layer.bias.get_value()
+    elif isinstance(layer, Mapping):
+        return dict(layer), variables
+    else:
+        raise TypeError(
+            "layer must be a ConvTranspose of flax.linen or flax.nnx, or a dictionary of its "
+            f"arguments, got {arguments.type_name(layer)}"
+        )
+    defaults = (flax_linen.dtypes.promote_dtype, flax_nnx.nn.dtypes.promote_dtype)
+    if layer.promote_dtype not in defaults:
+        raise ValueError(f"promote_dtype must be Flax's own, got {layer.promote_dtype!r}")
+    names = {*_ARGUMENTS, *_ABSENT} - {"features", "name"}
+    return {name: getattr(layer, name) for name in names} | own, variables
+
+
+def _make(config: Mapping[str, Any], variables: Mapping[str, Any]) -> Pair:
+    """Our layer with the arguments of Flax's, all of them, and its variables."""
+    found = arguments.mapping("variables['params']", variables.get("params", variables))
+    names = ["kernel", "bias"] if config["use_bias"] else ["kernel"]
+    arguments.check_keys("variables", found, names, required=names)
+    unboxed = [meta.unbox(found[name]) for name in names]
+    kernel, bias = pairs.kernel_and_bias(unboxed, config["use_bias"])
+    rank = pairs.rank("kernel", kernel)
+    size = config["kernel_size"]
+    size = size if isinstance(size, Sequence) else (size,)
+    size = geometry.per_axis("kernel_size", size, rank)
+    strides, dilation = (
+        geometry.per_axis(name, 1 if config[name] is None else config[name], rank)
+        for name in ("strides", "kernel_dilation")
+    )
+    transposed = config["transpose_kernel"]
+    ours = kernel if transposed else lax.mirrored_kernel(kernel)
+    if ours.shape[:-1] != (*size, config["features"]):
+        raise ValueError(
+            f"kernel must have kernel_size={size}, features={config['features']} and "
+            f"transpose_kernel={transposed}, got the shape {kernel.shape}"
+        )
+    span = tuple(map(geometry.dilated, size, dilation))
+    return pairs.make(
+        ours,
+        bias,
+        strides=strides,
+        padding=_from_padding(config["padding"], span, strides, transposed),
+        dilation_rate=dilation,
+        dtype=config["dtype"],
+        precision=config["precision"],
+        name=config["name"],
+    )
+
+
+def _from_padding(
+    padding: Any, span: tuple[int, ...], strides: tuple[int, ...], transpose_kernel: bool
+) -> geometry.Padding:
+    """Our padding for Flax's."""
+    if isinstance(padding, str):
+        if padding not in _PADDINGS.values():
+            raise ValueError(
+                f"padding must be 'SAME', 'VALID', 'CIRCULAR' or pads, got {padding!r}"
+            )
+        if padding == "CIRCULAR":
+            _check_circular(span, strides, transpose_kernel)
+        return padding
+    pads: Any = geometry.canonical_padding(padding, len(span))
+    return lax.mirrored_pads(pads, span)
+
+
+def _to_padding(module: Any, transpose_kernel: bool) -> str | geometry.Pads:
+    """Flax's padding for that of our layer, by name if it has one."""
+    span = pairs.span(module)
+    if module.padding == "circular":
+        _check_circular(span, module.strides, transpose_kernel)
+    if module.padding in _PADDINGS and module.output_padding is None:
+        return _PADDINGS[module.padding]
+    return lax.mirrored_pads(pairs.crops(module, "Flax"), span)
+
+
 def _check_circular(span: Sequence[int], strides: Sequence[int], transpose_kernel: bool) -> None:
-    """Flax takes the larger half of the overhang from the start if its kernel is in our order."""
+    """Raises a ValueError where Flax's circular output is not aligned as ours."""
     if any(lax.circular_shift(span, strides, transpose_kernel)):
         raise ValueError(
-            "padding='CIRCULAR' with transpose_kernel=True is another pixel further in Flax where "
-            f"the kernel outlasts the stride by an odd number, got {span} and {strides}"
+            "padding='CIRCULAR' with transpose_kernel=True is one pixel further in Flax where the "
+            f"kernel exceeds the stride by an odd number, got {span} and {strides}"
         )

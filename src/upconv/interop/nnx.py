@@ -1,4 +1,7 @@
-"""Layers of `upconv.nnx`."""
+"""Layers of `upconv.nnx`: the fields and arrays of those of `upconv.linen`, held otherwise.
+
+A layer of linen has them in collections of variables outside of it, one of nnx within itself.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,21 @@ from flax import nnx as flax_nnx
 
 from upconv import nnx
 from upconv.interop import arguments, arrays, pairs
-from upconv.interop.pairs import Pair
+from upconv.interop.pairs import LinenLayer, Pair
 from upconv.layer import FIELDS, collection
 
-_NNX_LAYERS = {1: nnx.Conv1DTranspose, 2: nnx.Conv2DTranspose, 3: nnx.Conv3DTranspose}
+NnxLayer = nnx.Conv1DTranspose | nnx.Conv2DTranspose | nnx.Conv3DTranspose
+
+# By number of spatial axes.
+_LAYERS: dict[int, type[NnxLayer]] = {
+    1: nnx.Conv1DTranspose,
+    2: nnx.Conv2DTranspose,
+    3: nnx.Conv3DTranspose,
+}
 
 
-def from_nnx(layer: Any) -> Pair:
-    """A layer of `upconv.nnx` as one of `upconv.linen`.
+def from_nnx(layer: NnxLayer) -> Pair:
+    """Converts a layer of `upconv.nnx` to one of `upconv.linen`.
 
     Args:
       layer: a `Conv1DTranspose`, `Conv2DTranspose` or `Conv3DTranspose` of `upconv.nnx`.
@@ -33,7 +43,7 @@ def from_nnx(layer: Any) -> Pair:
     >>> bool((variables["params"]["kernel"] == layer.kernel[...]).all())
     True
     """
-    if type(layer) not in _NNX_LAYERS.values():
+    if type(layer) not in _LAYERS.values():
         raise TypeError(f"layer must be one of upconv.nnx, got {arguments.type_name(layer)}")
     module = pairs.LAYERS[layer.rank](**{name: getattr(layer.config, name) for name in FIELDS})
     parameters = {"kernel": layer.kernel.get_value()}
@@ -42,8 +52,8 @@ def from_nnx(layer: Any) -> Pair:
     return module, {collection(module.trainable): parameters}
 
 
-def to_nnx(module: Any, variables: Mapping[str, Any]) -> Any:
-    """A layer of `upconv.linen` as one of `upconv.nnx`, which holds its variables itself.
+def to_nnx(module: LinenLayer, variables: Mapping[str, Any]) -> NnxLayer:
+    """Converts a layer of `upconv.linen` to one of `upconv.nnx`, which holds its variables itself.
 
     Args:
       module: a `Conv1DTranspose`, `Conv2DTranspose` or `Conv3DTranspose` of `upconv.linen`.
@@ -67,7 +77,7 @@ def to_nnx(module: Any, variables: Mapping[str, Any]) -> Any:
     fields = {name: getattr(module, name) for name in FIELDS}
     # The layer is made without drawing anything, then given its values.
     layer: Any = flax_nnx.eval_shape(
-        lambda: _NNX_LAYERS[module.rank](kernel.shape[-1], **fields, rngs=flax_nnx.Rngs(0))
+        lambda: _LAYERS[module.rank](kernel.shape[-1], **fields, rngs=flax_nnx.Rngs(0))
     )
     layer.kernel.set_value(arrays.to_jax("kernel", kernel))
     if bias is not None:

@@ -1,4 +1,4 @@
-"""A layer of ours with its variables: what every conversion gives or takes."""
+"""A layer of ours with its variables, what every conversion returns or takes."""
 
 from __future__ import annotations
 
@@ -13,13 +13,18 @@ from upconv import geometry, linen
 from upconv.interop import arguments, arrays
 from upconv.layer import LONG, collection
 
-Pair = tuple[Any, dict[str, Any]]
-Crops = tuple[tuple[int, int], ...]
+LinenLayer = linen.Conv1DTranspose | linen.Conv2DTranspose | linen.Conv3DTranspose
+Pair = tuple[LinenLayer, dict[str, Any]]
 
-LAYERS = {1: linen.Conv1DTranspose, 2: linen.Conv2DTranspose, 3: linen.Conv3DTranspose}
+# By number of spatial axes.
+LAYERS: dict[int, type[LinenLayer]] = {
+    1: linen.Conv1DTranspose,
+    2: linen.Conv2DTranspose,
+    3: linen.Conv3DTranspose,
+}
 
 
-def make(kernel: np.ndarray, bias: Any, **options: Any) -> Pair:
+def make(kernel: np.ndarray, bias: np.ndarray | None, **options: Any) -> Pair:
     """Our layer for a kernel `(*kernel_size, filters // groups, c_in)`, and its variables."""
     groups = geometry.integer("groups", options.get("groups", 1), minimum=1)
     *kernel_size, filters, c_in = kernel.shape
@@ -43,7 +48,7 @@ def make(kernel: np.ndarray, bias: Any, **options: Any) -> Pair:
 
 
 def take_apart(module: Any, variables: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray | None]:
-    """Kernel and bias of our layer, which are its own."""
+    """Kernel and bias of our layer, once they are seen to be its own."""
     if type(module) not in LAYERS.values():
         raise TypeError(
             f"module must be a layer of upconv.linen, got {arguments.type_name(module)}; from_nnx "
@@ -66,8 +71,8 @@ def take_apart(module: Any, variables: Mapping[str, Any]) -> tuple[np.ndarray, n
     return kernel, bias
 
 
-def crops(module: Any, peer: str, **changes: Any) -> Crops:
-    """What the layer crops at both ends of the full output, whatever the size of its input.
+def crops(module: Any, peer: str, **changes: Any) -> geometry.Pads:
+    """How much our layer crops at both ends of the full output, whatever the size of its input.
 
     Zeros that it adds instead count as negative.
     """
@@ -75,18 +80,24 @@ def crops(module: Any, peer: str, **changes: Any) -> Crops:
     options = {name: getattr(module, name) for name in names} | changes
     if options["padding"] == "circular":
         raise ValueError(f"padding='circular' is not in {peer}")
-    long = (LONG,) * len(module.kernel_size)
+    long = (LONG,) * module.rank
     return geometry.transposed(long, module.kernel_size, **options).pads
 
 
+def span(module: Any) -> tuple[int, ...]:
+    """How many pixels our layer's dilated kernel spans, per spatial axis."""
+    return tuple(map(geometry.dilated, module.kernel_size, module.dilation_rate))
+
+
 def kernel_and_bias(weights: Sequence[Any], use_bias: bool) -> tuple[np.ndarray, np.ndarray | None]:
-    """Weights of another library as arrays of numpy, of one dtype."""
+    """The weights of any library as arrays of numpy, once they are seen to have one dtype."""
     if len(weights) != 1 + use_bias:
         raise ValueError(
             f"weights must be {'kernel and bias' if use_bias else 'the kernel alone'}, as use_bias "
             f"is {use_bias}, got {len(weights)} arrays"
         )
-    kernel, bias = arrays.to_numpy(weights[0]), arrays.to_numpy(weights[1]) if use_bias else None
+    kernel = arrays.to_numpy(weights[0])
+    bias = arrays.to_numpy(weights[1]) if use_bias else None
     if bias is not None and bias.dtype != kernel.dtype:
         raise ValueError(
             f"kernel and bias must have one dtype, got {kernel.dtype} and {bias.dtype}"
@@ -95,7 +106,7 @@ def kernel_and_bias(weights: Sequence[Any], use_bias: bool) -> tuple[np.ndarray,
 
 
 def rank(name: str, kernel: np.ndarray) -> int:
-    """The number of a kernel's spatial axes."""
+    """The number of a kernel's spatial axes, if it has 1 to 3 of them."""
     spatial = kernel.ndim - 2
     if not 1 <= spatial <= 3:
         raise ValueError(f"{name} must have 1 to 3 spatial axes and two more, got {kernel.shape}")

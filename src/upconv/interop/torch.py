@@ -1,4 +1,11 @@
-"""Layers of PyTorch."""
+"""Layers of PyTorch, `torch.nn.ConvTranspose1d`, `2d` and `3d`.
+
+The kernel is ours with its last two axes in front, `(c_in, filters // groups, *kernel_size)`, and
+the channels of images come first. `padding` crops alike at both ends, and `output_padding`, which
+is less than the stride or the dilation, is added at the end: the output has the length
+`(n - 1) s - 2 padding + d (k - 1) + output_padding + 1` (documentation of
+`torch.nn.ConvTranspose2d`; `torch/nn/modules/conv.py`).
+"""
 
 from __future__ import annotations
 
@@ -6,14 +13,15 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from upconv import geometry
 from upconv.interop import arguments, arrays, pairs
-from upconv.interop.pairs import Pair
+from upconv.interop.pairs import LinenLayer, Pair
 
-_TORCH_LAYERS = ("ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")
-# Arguments of its constructor and their defaults.
-_TORCH: dict[str, Any] = {
+_LAYERS = ("ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")
+# The arguments of its constructor and their defaults.
+_ARGUMENTS: dict[str, Any] = {
     "in_channels": None,
     "out_channels": None,
     "kernel_size": None,
@@ -27,14 +35,22 @@ _TORCH: dict[str, Any] = {
     "device": None,
     "dtype": None,
 }
+# Arguments of ours that PyTorch lacks, and the value that its layers behave as.
+_ONLY: dict[str, Any] = {
+    "data_format": "channels_first",
+    "activation": None,
+    **dict.fromkeys(arguments.RULES),
+    "trainable": True,
+    "precision": None,
+}
 
 
 def from_torch(layer: Any, weights: Mapping[str, Any] | None = None) -> Pair:
-    """`torch.nn.ConvTranspose1d`, `2d` or `3d` as a layer of `upconv.linen`.
+    """Converts a `torch.nn.ConvTranspose1d`, `2d` or `3d` to a layer of `upconv.linen`.
 
     Args:
       layer: the layer; or, with `weights`, the arguments of its constructor as a dictionary.
-      weights: what `layer.state_dict()` gives: `weight` and, if there is one, `bias`, tensors
+      weights: what `layer.state_dict()` returns: `weight` and, if there is one, `bias`, tensors
         or arrays.
 
     Returns:
@@ -44,7 +60,7 @@ def from_torch(layer: Any, weights: Mapping[str, Any] | None = None) -> Pair:
     Raises:
       TypeError: if `layer` is neither such a layer nor a dictionary.
       ValueError: if an argument is unknown or does not fit the weights; if the layer computes its
-        weight from others (`torch.nn.utils.parametrize`), or trains one of weight and bias alone.
+        weight from others (`torch.nn.utils.parametrize`), or trains only one of weight and bias.
 
     >>> import numpy as np
     >>> config = {"in_channels": 3, "out_channels": 4, "kernel_size": 5, "stride": 2, "padding": 2}
@@ -55,31 +71,11 @@ def from_torch(layer: Any, weights: Mapping[str, Any] | None = None) -> Pair:
     """
     trainable = True
     if weights is None:
-        home, name = type(layer).__module__, type(layer).__name__
-        if hasattr(layer, "parametrizations"):
-            raise ValueError(
-                f"layer must hold its weight itself, got a {name} that computes it from others: "
-                "torch.nn.utils.parametrize.remove_parametrizations makes it a plain one"
-            )
-        if not home.startswith("torch.nn.modules.") or name not in _TORCH_LAYERS:
-            raise TypeError(
-                f"layer must be one of {', '.join(_TORCH_LAYERS)} of torch.nn, or the arguments of "
-                f"one with weights, got {arguments.type_name(layer)}"
-            )
-        weights = layer.state_dict()
-        required = {parameter.requires_grad for parameter in layer.parameters()}
-        if len(required) > 1:
-            raise ValueError(
-                "trainable is one of weight and bias together, got a layer with requires_grad of "
-                "one alone"
-            )
-        trainable = required != {False}
-        plain = _TORCH.keys() - {"bias", "device", "dtype"}
-        layer = {name: getattr(layer, name) for name in plain} | {"bias": layer.bias is not None}
-    config = arguments.mapping("layer", layer)
-    required_names = ("in_channels", "out_channels", "kernel_size")
-    arguments.check_keys("layer", config, _TORCH, required=required_names)
-    config = {**_TORCH, **config}
+        layer, weights, trainable = _read(layer)
+    required = ("in_channels", "out_channels", "kernel_size")
+    given = arguments.mapping("layer", layer)
+    arguments.check_keys("layer", given, _ARGUMENTS, required=required)
+    config = {**_ARGUMENTS, **given}
     names = ["weight", "bias"] if config["bias"] else ["weight"]
     arguments.check_keys("weights", arguments.mapping("weights", weights), names, required=names)
     kernel, bias = pairs.kernel_and_bias([weights[name] for name in names], bool(config["bias"]))
@@ -109,15 +105,15 @@ def from_torch(layer: Any, weights: Mapping[str, Any] | None = None) -> Pair:
 
 
 def to_torch(
-    module: Any, variables: Mapping[str, Any], *, drop: Collection[str] = ()
+    module: LinenLayer, variables: Mapping[str, Any], *, drop: Collection[str] = ()
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Our layer as `torch.nn.ConvTranspose1d`, `2d` or `3d`.
+    """Converts our layer to a `torch.nn.ConvTranspose1d`, `2d` or `3d`.
 
     `layer = torch.nn.ConvTranspose2d(**config)` and `layer.load_state_dict(weights)`.
 
     PyTorch crops alike at both ends and then adds `output_padding` at the end, so it can crop
-    less at the end than at the start, and not more: a kernel of 5 at stride 2 with `"same"` is
-    not there, one of 4 is.
+    less at the end than at the start, but not more: it has `"same"` at stride 2 for a kernel of
+    4, and not for one of 5.
 
     Args:
       module: a layer of `upconv.linen`.
@@ -127,12 +123,12 @@ def to_torch(
         constraints.
 
     Returns:
-      `(config, weights)`. Where torch is installed it is imported, the weights are tensors and
-      `config["dtype"]` is one of torch's; elsewhere they are arrays of numpy and a name.
+      `(config, weights)`. If torch is installed it is imported, the weights are tensors and
+      `config["dtype"]` is one of torch's; if not, they are arrays of numpy and a name.
 
     Raises:
       TypeError: if `module` is no such layer.
-      ValueError: if PyTorch has not what the layer does, or the variables are not those of the
+      ValueError: if PyTorch cannot do what the layer does, or the variables are not those of the
         layer.
 
     >>> import jax
@@ -144,22 +140,15 @@ def to_torch(
     ((1, 1), (0, 0), (3, 4, 4, 4))
     """
     kernel, bias = pairs.take_apart(module, variables)
-    arguments.check_only("PyTorch", module, drop, also={"dtype"})
+    arguments.check_only("PyTorch", _ONLY, module, drop, also={"dtype"})
     computed = kernel.dtype if module.dtype is None else jnp.dtype(module.dtype)
     if "dtype" not in drop and computed != kernel.dtype:
         raise ValueError(
             f"dtype={computed} must be that of the parameters in PyTorch, {kernel.dtype}; "
             "drop=('dtype',) leaves it out"
         )
-    crops = pairs.crops(module, "PyTorch")
-    limits = map(max, module.strides, module.dilation_rate)
-    for (lo, hi), limit in zip(crops, limits, strict=True):
-        if lo < 0 or not 0 <= lo - hi < limit:
-            raise ValueError(
-                f"padding={module.padding!r} crops {crops} of the full output; PyTorch crops at "
-                "both ends alike, less an output_padding below max(stride, dilation)"
-            )
-    weights = {"weight": kernel.transpose(-1, -2, *range(kernel.ndim - 2))}
+    crops = _crops(module)
+    weights = {"weight": arrays.channels_to_front(kernel)}
     if bias is not None:
         weights["bias"] = bias
     config = {
@@ -174,11 +163,53 @@ def to_torch(
         "dilation": module.dilation_rate,
         "dtype": str(kernel.dtype),
     }
+    return _as_tensors(config, weights)
+
+
+def _read(layer: Any) -> tuple[dict[str, Any], dict[str, Any], bool]:
+    """Arguments and weights of a layer of PyTorch, and whether it is trained."""
+    home, name = type(layer).__module__, type(layer).__name__
+    if hasattr(layer, "parametrizations"):
+        raise ValueError(
+            f"layer must hold its weight itself, got a {name} that computes it from others: "
+            "torch.nn.utils.parametrize.remove_parametrizations makes it a plain one"
+        )
+    if not home.startswith("torch.nn.modules.") or name not in _LAYERS:
+        raise TypeError(
+            f"layer must be one of {', '.join(_LAYERS)} of torch.nn, or the arguments of "
+            f"one with weights, got {arguments.type_name(layer)}"
+        )
+    trained = {parameter.requires_grad for parameter in layer.parameters()}
+    if len(trained) > 1:
+        raise ValueError(
+            "trainable holds for weight and bias alike, got a layer with requires_grad of one alone"
+        )
+    plain = _ARGUMENTS.keys() - {"bias", "device", "dtype"}
+    config = {name: getattr(layer, name) for name in plain} | {"bias": layer.bias is not None}
+    return config, layer.state_dict(), trained != {False}
+
+
+def _crops(module: Any) -> geometry.Pads:
+    """What the layer crops at both ends, if PyTorch can."""
+    crops = pairs.crops(module, "PyTorch")
+    limits = map(max, module.strides, module.dilation_rate)
+    for (lo, hi), limit in zip(crops, limits, strict=True):
+        if lo < 0 or not 0 <= lo - hi < limit:
+            raise ValueError(
+                f"padding={module.padding!r} crops {crops} of the full output; PyTorch crops "
+                "both ends alike, less an output_padding below max(stride, dilation)"
+            )
+    return crops
+
+
+def _as_tensors(
+    config: dict[str, Any], weights: dict[str, np.ndarray]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The same with torch's dtype and tensors, if torch is installed."""
     try:
         import torch
     except ImportError:
         return config, weights
-    config["dtype"] = getattr(torch, config["dtype"])
-    return config, {
-        name: arrays.to_torch(value, config["dtype"]) for name, value in weights.items()
-    }
+    dtype = getattr(torch, config["dtype"])
+    tensors = {name: arrays.to_torch(value, dtype) for name, value in weights.items()}
+    return {**config, "dtype": dtype}, tensors
