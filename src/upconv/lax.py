@@ -1,9 +1,9 @@
 """`conv_transpose` as `jax.lax` has it, and what Flax's `ConvTranspose` makes of it.
 
-JAX pads the input, dilated by the strides, by `(lo, hi)` and correlates it with the kernel, so
-the kernel is flipped against ours unless `transpose_kernel` flips it once more, and of the full
-output of `upconv.geometry`, with `K` the length that the dilated kernel spans, it crops
-`(K - 1 - lo, K - 1 - hi)` (Dumoulin and Visin, arXiv:1603.07285, section 4).
+JAX pads the input, dilated by the strides, by `(lo, hi)` and correlates it with the kernel. So the
+kernel is flipped against ours, unless `transpose_kernel` flips it once more. Of the full output of
+`upconv.geometry` JAX crops `(K - 1 - lo, K - 1 - hi)`, with `K` the length that the dilated kernel
+spans (Dumoulin and Visin, arXiv:1603.07285, section 4).
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def conv_transpose(
         are promoted.
       strides: one integer per spatial axis.
       padding: `"SAME"`, `"VALID"`, or per spatial axis a pair by which to pad the dilated
-        input; pads may be negative. Any other name that `jax.lax` knows pads the input of a
-        convolution without strides, as there.
+        input; pads may be negative. Any other name that `jax.lax` knows is taken for the padding of
+        a convolution, as there, and goes without strides.
       rhs_dilation: `None`, or one integer per spatial axis.
       dimension_numbers: `None`, three strings such as `("NCHW", "OIHW", "NCHW")`, or a
         `jax.lax.ConvDimensionNumbers`. Strides, pads and dilations follow the spatial axes in
@@ -62,14 +62,14 @@ def conv_transpose(
       precision: as in `jax.lax.conv_general_dilated`.
       preferred_element_type: dtype of the result; by default the operands'.
       use_consistent_padding: whether pairs are the pads of the convolution which this transposes,
-        as in PyTorch, that is: how much to crop.
+        as in PyTorch: they say how much to crop.
 
     Returns:
       An array in the layout that `dimension_numbers` gives the output.
 
     Raises:
-      TypeError: if an argument has the wrong type, or `dimension_numbers` are none.
-      ValueError: if a shape or an option does not fit, or nothing would be left of the output; the
+      TypeError: if an argument has the wrong type, or `dimension_numbers` name no layout.
+      ValueError: if a shape or an option does not fit, or nothing would be left of the output. The
         message names the argument.
 
     >>> x, kernel = jnp.ones((2, 7, 5, 3)), jnp.ones((5, 4, 3, 8))
@@ -84,7 +84,7 @@ def conv_transpose(
     rank = lhs.ndim - 2
     if rhs.ndim != lhs.ndim or not 1 <= rank <= 3:
         raise ValueError(
-            "lhs and rhs must have the same number of axes, two and 1 to 3 spatial ones, "
+            "lhs and rhs must have the same number of axes, two beside 1 to 3 spatial ones, "
             f"got shapes {lhs.shape} and {rhs.shape}"
         )
     image, kernel, output = jax.lax.conv_dimension_numbers(
@@ -113,7 +113,7 @@ def conv_transpose(
         precision=precision,
         preferred_element_type=preferred_element_type,
     )
-    # The axis of y that each axis of the output is.
+    # For each axis of the output, which axis of y it is.
     order = sorted(range(rank + 2), key=(output[0], *output[2:], output[1]).__getitem__)
     return jnp.transpose(y, order)
 
@@ -133,15 +133,15 @@ def flax_conv_transpose(
     precision: jax.lax.PrecisionLike,
     preferred_element_type: jax.typing.DTypeLike | None,
 ) -> jax.Array:
-    """What Flax's `ConvTranspose` computes of its inputs and parameters; its fields are there.
+    """What Flax's `ConvTranspose` computes from its inputs and parameters, given its fields.
 
     Args:
       inputs: `(*batch, *spatial, c_in)`, any number of batch axes.
-      kernel: of the shape `flax_kernel_shape`.
+      kernel: of the shape that `flax_kernel_shape` returns.
       bias: `(c_out,)` or `None`.
       strides, kernel_dilation: an integer, one per spatial axis, or `None` for 1.
       padding: as in `conv_transpose`, or how much to pad both ends, or `"CIRCULAR"`, which
-        wraps round what hangs over and takes half of `K - stride` from the start, rounded up
+        wraps what hangs over round and takes half of `K - stride` from the start, rounded up
         with `transpose_kernel` and down without.
       transpose_kernel, precision, preferred_element_type: as in `conv_transpose`.
 
@@ -255,7 +255,7 @@ def circular_shift(
 def _channels_last(
     x: jax.Array, kernel: jax.Array, transpose_kernel: bool, **options: Any
 ) -> jax.Array:
-    """Our function, with channels last, of a kernel with axes `(*kernel_size, I, O)`."""
+    """Applies our function, with channels last, to a kernel with axes `(*kernel_size, I, O)`."""
     kernel = kernel if transpose_kernel else mirrored_kernel(kernel)
     return functional.conv_transpose(x, kernel, **options)
 
@@ -268,13 +268,13 @@ def _crops(
     *,
     consistent: bool = False,
 ) -> geometry.Padding:
-    """JAX's padding as ours: the name that we have for it, or how much it crops."""
+    """Our padding for JAX's: the name that we have for it, or how much it crops."""
     rank = len(span)
     pads: Any = padding
     if isinstance(padding, str):
         if padding in ("SAME", "VALID"):
             return padding
-        # JAX takes any other name for the padding of a convolution, which cannot have strides.
+        # JAX takes any other name for the padding of a convolution, which then has no strides.
         try:
             if consistent or strides != (1,) * rank:
                 raise ValueError

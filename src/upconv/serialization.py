@@ -1,11 +1,11 @@
 """Layers as plain JSON, and back.
 
-`to_config` writes what a layer is, not its parameters: a dictionary that `json.dumps` takes. Its
-`"version"` is that of the format; a layer written by one release can be read by every later one.
+`to_config` writes the arguments of a layer, not its parameters, as a dictionary that `json.dumps`
+takes. Its `"version"` is that of the format: what one release writes, every later one can read.
 
 Regularizers, constraints, initializers and activations are written by name if they are this
-package's, or functions of `jax.nn`, `jax.nn.initializers` or `jax.numpy`. Your own go by names that
-you give, the same in both directions::
+package's, or functions of `jax.nn`, `jax.nn.initializers` or `jax.numpy`. Others are written by
+names that you give them, the same in both directions::
 
     config = to_config(layer, custom_objects={"swoosh": swoosh})
     layer = from_config(config, custom_objects={"swoosh": swoosh})
@@ -39,14 +39,14 @@ _LAYERS: dict[str, Any] = {
 }
 _DTYPES = ("dtype", "param_dtype")
 
-# The dataclasses that are written by class and fields.
+# The dataclasses, which are written as their class and fields.
 _RECORDS: dict[str, Any] = {
     f"{module.__name__.removeprefix('upconv.')}.{name}": getattr(module, name)
     for module in (activations, constraints, initializers, regularizers)
     for name in module.__all__
     if dataclasses.is_dataclass(getattr(module, name))
 }
-# Where functions may come from that are written by name.
+# The modules of the functions that are written by name.
 _FUNCTIONS = {
     "jax.nn": jax.nn,
     "jax.nn.initializers": jax.nn.initializers,
@@ -59,11 +59,11 @@ _ENUMS: dict[str, Any] = {
 
 
 def to_config(layer: Any, *, custom_objects: CustomObjects | None = None) -> dict[str, Any]:
-    """What a layer is, as a dictionary of strings, numbers, lists and dictionaries.
+    """Describes a layer by a dictionary of strings, numbers, lists and dictionaries.
 
     Args:
       layer: a `Conv1DTranspose`, `Conv2DTranspose` or `Conv3DTranspose` of `upconv.linen` or
-        `upconv.nnx`. The metadata of an nnx layer's variables are not written.
+        `upconv.nnx`. The metadata of an nnx layer's variables is not written.
       custom_objects: names for callables that are not this package's or JAX's.
 
     Returns:
@@ -105,21 +105,21 @@ def from_config(
     rngs: flax_nnx.Rngs | None = None,
     custom_objects: CustomObjects | None = None,
 ) -> Any:
-    """The layer that `to_config` wrote.
+    """Makes the layer that `to_config` described.
 
     Args:
       config: a dictionary. Arguments that it lacks have their defaults.
-      rngs: for a layer of `upconv.nnx`, and for no other: where its initial values come from.
+      rngs: for a layer of `upconv.nnx`, and for no other: what its initial values are drawn with.
       custom_objects: callables by the names that `to_config` was given for them.
 
     Returns:
-      A layer of the class that the config names, equal to the one that was written.
+      A layer of the class that the config names, equal to the one that was described.
 
     Raises:
       TypeError: if `config` is no mapping, or an argument in it has the wrong type.
-      ValueError: if the version is missing or unknown, or the class, a key or a name is unknown,
-        or an argument is missing or out of range; where `rngs` are missing, or not needed. The
-        message names the key.
+      ValueError: if the version is missing or unknown; if the class, a key or a name is unknown; if
+        an argument is missing or out of range; if `rngs` are missing or not needed. The message
+        names the key.
 
     >>> layer = linen.Conv1DTranspose(4, 5, activation=activations.LeakyReLU(0.3))
     >>> from_config(to_config(layer)) == layer
@@ -155,7 +155,7 @@ def from_config(
 
 
 def _encode(name: str, value: Any, custom: CustomObjects) -> Any:
-    """`value`, which `name` is to be given, in what JSON has."""
+    """`value`, the argument `name`, as JSON types."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, list | tuple):
@@ -177,22 +177,22 @@ def _encode(name: str, value: Any, custom: CustomObjects) -> Any:
         if called and getattr(module, called, None) is value:
             return {"function": f"{path}.{called}"}
     raise ValueError(
-        f"{name} must be one of upconv's own objects, a function of {', '.join(_FUNCTIONS)} or "
-        f"have a name in custom_objects, to be written to a config; got {value!r}"
+        f"{name} must be an object of upconv's own, a function of {', '.join(_FUNCTIONS)}, or one "
+        f"that custom_objects names, to be written to a config; got {value!r}"
     )
 
 
 def _decode(name: str, value: Any, custom: CustomObjects) -> Any:
-    """What `_encode` took."""
+    """The inverse of `_encode`."""
     if isinstance(value, list | tuple):
         return tuple(_decode(name, entry, custom) for entry in value)
     if not isinstance(value, Mapping):
         return value
-    kinds = [kind for kind in _FOUND if kind in value]
+    kinds = [kind for kind in _LOOKUPS if kind in value]
     if len(kinds) != 1:
-        raise ValueError(f"{name} must have one of the keys {', '.join(_FOUND)}, got {value!r}")
+        raise ValueError(f"{name} must have one of the keys {', '.join(_LOOKUPS)}, got {value!r}")
     [kind] = kinds
-    found = _FOUND[kind](str(value[kind]), custom)
+    found = _LOOKUPS[kind](str(value[kind]), custom)
     if found is None:
         raise ValueError(f"{name} names the unknown {kind} {value[kind]!r}")
     rest = {key: entry for key, entry in value.items() if key != kind}
@@ -222,8 +222,8 @@ def _enum(path: str, custom: CustomObjects) -> Any:
     return getattr(_ENUMS.get(kind), "__members__", {}).get(name)
 
 
-# How what is named by each key is found.
-_FOUND: dict[str, Callable[[str, CustomObjects], Any]] = {
+# Per key of an encoded object: how the object that it names is looked up.
+_LOOKUPS: dict[str, Callable[[str, CustomObjects], Any]] = {
     "class": lambda path, custom: _RECORDS.get(path),
     "function": _function,
     "enum": _enum,
