@@ -108,6 +108,12 @@ def of_upconv(tree: ast.Module) -> set[str]:
     return {parts[1] if len(parts) > 1 else "__init__" for parts in dotted if parts[0] == "upconv"}
 
 
+def of_package(name: str, tree: ast.Module) -> set[str]:
+    """What is imported of a package, by its own name there."""
+    dotted = [path.split(".") for path in imported(tree)]
+    return {parts[2] for parts in dotted if parts[:2] == ["upconv", name] and len(parts) > 2}
+
+
 def of_others(tree: ast.Module) -> set[str]:
     roots = {name.split(".")[0] for name in imported(tree)}
     return roots - {"upconv"} - sys.stdlib_module_names
@@ -150,12 +156,23 @@ def test_a_module_imports_only_what_it_may(name: str) -> None:
 
 
 def test_the_order_of_the_core_has_no_cycle() -> None:
-    """Every module has only modules before it, in some order."""
-    left = {name: of_upconv(parse(name)) & set(MODULES) - {name} for name in MODULES}
+    in_order({name: of_upconv(parse(name)) & set(MODULES) - {name} for name in MODULES})
+
+
+def in_order(needs_of: dict[str, set[str]]) -> None:
+    """Each has only those before it, in some order."""
+    left = dict(needs_of)
     while left:
         free = {name for name, needs in left.items() if not needs & left.keys()}
         assert free, f"these import each other: {sorted(left)}"
         left = {name: needs for name, needs in left.items() if name not in free}
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if len(FILES[name]) > 1])
+def test_the_files_of_a_package_have_an_order(name: str) -> None:
+    """As the modules of the core do."""
+    files = {path.stem: ast.parse(path.read_text()) for path in FILES[name]}
+    in_order({stem: of_package(name, tree) & files.keys() for stem, tree in files.items()})
 
 
 @pytest.mark.parametrize("name", sorted(ADAPTERS.intersection(MODULES)))
@@ -173,13 +190,16 @@ def test_the_rules_of_the_house_are_seen_to_be_broken() -> None:
         "from . import lowering\n"
         "from .bilinear import conv\n"
         "def late():\n"
-        "    import upconv.bench\n"
+        "    import upconv.bench.layers\n"
+        "    from upconv.bench import chart\n"
+        "    from upconv.bench.peers import PEERS\n"
         "    from jax import lax\n"
         "    import numpy as np\n"
         "    import jax\n"
         "    return lax.dot(np.linalg.inv(x), jax.numpy.exp(x)) @ os.path.join(x)\n"
     )
     assert of_upconv(tree) == {"nnx", "linen", "lowering", "bilinear", "bench"}
+    assert of_package("bench", tree) == {"layers", "chart", "peers"}
     assert of_others(tree) == {"torch", "jax", "numpy"}
     assert numerics(tree) == {"dot", "inv", "exp", "@"}
 

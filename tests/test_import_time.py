@@ -11,8 +11,7 @@ from typing import NamedTuple
 
 SOURCE = Path(__file__).parents[1] / "src"
 # All that can be used in a program: the bench loads what it compares with.
-MODULES = {module.name for module in pkgutil.iter_modules([str(SOURCE / "upconv")])}
-PARTS = sorted(MODULES - {"bench"})
+PARTS = sorted(m.name for m in pkgutil.iter_modules([str(SOURCE / "upconv")]) if m.name != "bench")
 # What upconv is compared with, and converts from and to.
 PEERS = {"torch", "tensorflow", "tf_keras", "keras", "equinox", "haiku", "onnx"}
 
