@@ -17,14 +17,21 @@ import jax
 import numpy as np
 import pytest
 
-from upconv import bench, lowering
+from upconv import lowering
+from upconv.bench import chart, command, comparing, jax_peers, torch_peer
+from upconv.bench.layers import LAYERS, TIMES, Data, LayerSpec, random_data
+from upconv.bench.measuring import QUICK, Effort, measure, statistics_of, stopwatch
+from upconv.bench.peers import PEERS, Peer, present
+from upconv.bench.report import show_layer, show_summary
+from upconv.bench.results import all_ratios, summary
+from upconv.bench.task import Task
 
 pytestmark = pytest.mark.slow
 
 SOURCE = Path(__file__).parents[1] / "src"
 
 # Input, kernel, stride and output, by hand.
-LAYERS = {
+SIZES = {
     "dcgan1": ((32, 4, 4, 512), (4, 4, 256, 512), 2, (32, 8, 8, 256)),
     "dcgan2": ((32, 8, 8, 256), (4, 4, 128, 256), 2, (32, 16, 16, 128)),
     "dcgan3": ((32, 16, 16, 128), (4, 4, 64, 128), 2, (32, 32, 32, 64)),
@@ -42,14 +49,14 @@ LAYERS = {
 
 
 def test_the_layers_are_those_that_the_goals_were_set_for() -> None:
-    layers = bench.LAYERS.values()
+    layers = LAYERS.values()
     found = {x.name: (x.input_shape, x.kernel_shape, x.stride, x.output_shape) for x in layers}
-    assert found == LAYERS
+    assert found == SIZES
     assert [layer.name for layer in layers if layer.padding != "same"] == ["unet2x2"]
 
 
 def test_tiny_layers_keep_their_windows() -> None:
-    for layer in bench.LAYERS.values():
+    for layer in LAYERS.values():
         tiny = layer.tiny
         assert (tiny.kernel_size, tiny.stride, tiny.padding) == (
             layer.kernel_size,
@@ -64,11 +71,11 @@ def test_tiny_layers_keep_their_windows() -> None:
 
 @pytest.fixture
 def main(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """`bench.main`, which leaves nothing behind."""
+    """`command.main`, which leaves nothing behind."""
     for name in ("TF_CPP_MIN_LOG_LEVEL", "XLA_PYTHON_CLIENT_PREALLOCATE"):
         monkeypatch.setenv(name, os.environ.get(name, ""))
     cached = jax.config.jax_enable_compilation_cache
-    yield bench.main
+    yield command.main
     jax.config.update("jax_enable_compilation_cache", cached)
 
 
@@ -144,7 +151,7 @@ ELSEWHERE = ("equinox", "keras", "torch", "torch_channels_last", "tensorflow")
 @pytest.mark.parity
 def test_all_peers_compute_the_same(tmp_path: Path) -> None:
     """In a process of its own: Keras must run on JAX, and other tests have it run on another."""
-    peers = [p for p in ELSEWHERE if importlib.util.find_spec(bench.PEERS[p].package)]
+    peers = [p for p in ELSEWHERE if importlib.util.find_spec(PEERS[p].package)]
     if absent := set(ELSEWHERE) - set(peers) - {"equinox"}:  # which parity does not install
         missing(*absent)
     record, layers = tmp_path / "quick.json", ("unet2x2", "conv1d", "conv3d")
@@ -175,10 +182,10 @@ def test_all_peers_compute_the_same(tmp_path: Path) -> None:
 def test_pytorch_computes_the_same_derivatives(channels_last: bool) -> None:
     if importlib.util.find_spec("torch") is None:
         missing("torch")
-    layer = bench.LAYERS["unet2x2"].tiny
-    data = bench.random_data(layer)
-    ours = bench.PEERS["upconv"].build(layer, data, "float32").calls
-    theirs = bench._torch(layer, data, "float32", channels_last=channels_last).calls
+    layer = LAYERS["unet2x2"].tiny
+    data = random_data(layer)
+    ours = PEERS["upconv"].build(layer, data, "float32").calls
+    theirs = torch_peer.task(layer, data, "float32", channels_last=channels_last).calls
     for mine, other in (
         (ours["step"]()[1], theirs["step"]()[1]),
         (ours["hvp"](), theirs["hvp"]()),
@@ -198,10 +205,10 @@ def test_turns_are_interleaved_and_slow_ones_are_few() -> None:
     def clock(name: str, seconds: float) -> Any:
         return lambda: log.append(name) or seconds
 
-    effort = bench.Effort(rounds=3, calls=2, seconds=0.0)
+    effort = Effort(rounds=3, calls=2, seconds=0.0)
     clocks = {"a": clock("a", 0.01), "slow": clock("slow", 6.0), "b": clock("b", 0.02)}
     said: list[str] = []
-    times = bench.measure(clocks, effort, said.append)
+    times = measure(clocks, effort, said.append)
     assert said == ["round 1 of 3", "round 2 of 3", "round 3 of 3"]
     # One untimed call and two timed, in each of three rounds; of the slow one two in all.
     assert "".join(name[0] for name in log) == "aaasbbbaaasbbbaaabbb"
@@ -209,54 +216,54 @@ def test_turns_are_interleaved_and_slow_ones_are_few() -> None:
 
 
 def test_a_turn_lasts_its_time() -> None:
-    effort = bench.Effort(rounds=1, calls=3, seconds=0.1)
-    times = bench.measure({"a": lambda: 0.01, "b": lambda: 0.2}, effort)
+    effort = Effort(rounds=1, calls=3, seconds=0.1)
+    times = measure({"a": lambda: 0.01, "b": lambda: 0.2}, effort)
     assert 10 <= len(times["a"]) <= 11
     assert len(times["b"]) == 3
 
 
 def test_a_stopwatch_divides_a_batch_and_waits_once() -> None:
     log: list[str] = []
-    clock = bench.stopwatch(lambda: log.append("call"), lambda _: log.append("wait"), batch=3)
+    clock = stopwatch(lambda: log.append("call"), lambda _: log.append("wait"), batch=3)
     assert 0 < clock() < 1
     assert log == ["call", "call", "call", "wait"]
 
 
 def test_a_row_has_the_minimum_and_the_spread() -> None:
-    assert bench.statistics_of("step", [0.003, 0.002, 0.008]) == {
+    assert statistics_of("step", [0.003, 0.002, 0.008]) == {
         "step_ms": 2.0,
         "step_spread": 1.5,
     }
 
 
 def test_another_shape_is_an_error() -> None:
-    layer = bench.LAYERS["dcgan4"]
-    task = bench.Task({}, id, channel_axis=1)
-    bench.check_shape("torch", layer, task, np.empty((32, 3, 64, 64)))
+    layer = LAYERS["dcgan4"]
+    task = Task({}, id, channel_axis=1)
+    comparing.check_shape("torch", layer, task, np.empty((32, 3, 64, 64)))
     with pytest.raises(RuntimeError, match=r"torch gives .* for dcgan4"):
-        bench.check_shape("torch", layer, task, np.empty((32, 3, 65, 64)))
+        comparing.check_shape("torch", layer, task, np.empty((32, 3, 65, 64)))
 
 
 def test_a_peer_that_fails_is_left_out_but_we_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    def build(layer: bench.Layer, data: bench.Data, dtype: str) -> bench.Task:
+    def build(layer: LayerSpec, data: Data, dtype: str) -> Task:
         def fail() -> None:
             raise NotImplementedError("no such layout")
 
-        return bench.Task({"forward": fail, "step": fail}, id)
+        return Task({"forward": fail, "step": fail}, id)
 
     said: list[str] = []
-    monkeypatch.setitem(bench.PEERS, "flax", bench.Peer("flax", build))
-    layers = {"conv1d": bench.LAYERS["conv1d"].tiny}
-    results = bench.bench_layers(layers, ["upconv", "flax"], "float32", bench.QUICK, said.append)
+    monkeypatch.setitem(PEERS, "flax", Peer("flax", build))
+    layers = {"conv1d": LAYERS["conv1d"].tiny}
+    results = comparing.bench_layers(layers, ["upconv", "flax"], "float32", QUICK, said.append)
     assert list(results["conv1d"]) == ["upconv"]
     assert said == [
         "compiling the training step of conv1d",
         "flax cannot do conv1d: NotImplementedError: no such layout",
         "round 1 of 1",
     ]
-    monkeypatch.setitem(bench.PEERS, "upconv", bench.Peer("upconv", build))
+    monkeypatch.setitem(PEERS, "upconv", Peer("upconv", build))
     with pytest.raises(NotImplementedError):
-        bench.bench_layers(layers, ["upconv"], "float32", bench.QUICK, said.append)
+        comparing.bench_layers(layers, ["upconv"], "float32", QUICK, said.append)
 
 
 @pytest.mark.parametrize(
@@ -265,11 +272,11 @@ def test_a_peer_that_fails_is_left_out_but_we_are_not(monkeypatch: pytest.Monkey
      ("stride1", [1, 1], [0, 0]), ("fsrcnn", [3, 3], [0, 0]), ("conv1d", [4], [0])],
 )  # fmt: skip
 def test_pytorch_crops_to_our_shape(name: str, crop: list[int], extra: list[int]) -> None:
-    assert bench._torch_crop(bench.LAYERS[name]) == (crop, extra)
+    assert torch_peer.crop(LAYERS[name]) == (crop, extra)
 
 
 def test_pytorch_extends_where_the_kernel_is_shorter_than_the_stride() -> None:
-    assert bench._torch_crop(bench.Layer("gaps", (1, 5, 2), 3, (2,), 4)) == ([0], [2])
+    assert torch_peer.crop(LayerSpec("gaps", (1, 5, 2), 3, (2,), 4)) == ([0], [2])
 
 
 # ------------------------------------------------------------------ who takes part
@@ -278,23 +285,23 @@ def test_pytorch_extends_where_the_kernel_is_shorter_than_the_stride() -> None:
 def test_a_peer_that_is_not_installed_is_left_out_with_a_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    absent = bench.Peer("a_package_that_nobody_has", bench.PEERS["torch"].build)
-    monkeypatch.setitem(bench.PEERS, "torch", absent)
+    absent = Peer("a_package_that_nobody_has", PEERS["torch"].build)
+    monkeypatch.setitem(PEERS, "torch", absent)
     said: list[str] = []
-    assert bench.present(["flax", "torch"], said.append) == ["upconv", "flax"]
+    assert present(["flax", "torch"], said.append) == ["upconv", "flax"]
     assert said == ["torch is left out: it is not installed"]
 
 
 def test_keras_on_another_backend_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     other = SimpleNamespace(backend=SimpleNamespace(backend=lambda: "tensorflow"))
-    monkeypatch.setattr(bench, "_import_keras", lambda: other)
-    assert bench._keras_obstacle() == "it was imported before, to run on tensorflow"
+    monkeypatch.setattr(jax_peers, "import_keras", lambda: other)
+    assert jax_peers.keras_obstacle() == "it was already imported, with the backend tensorflow"
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [(["--layers", "dcgan9"], "'dcgan9' is none of dcgan1, "),
-     (["--peers", "flax,caffe"], "'caffe' is none of upconv, flax, "),
+    [(["--layers", "dcgan9"], "'dcgan9' is not one of dcgan1, "),
+     (["--peers", "flax,caffe"], "'caffe' is not one of upconv, flax, "),
      (["--rounds", "0"], "--rounds must be at least 1"),
      (["--dtype", "float16"], "invalid choice"),
      (["--maps", "--chart", "speed.svg"], "--chart draws training steps, which --maps does not")],
@@ -303,7 +310,7 @@ def test_bad_options_are_named(
     options: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
-        bench.arguments(options)
+        command.arguments(options)
     assert message in capsys.readouterr().err
 
 
@@ -318,7 +325,7 @@ def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(
     (tmp_path / "file").write_text("kept")
     path = tmp_path / name
     with pytest.raises(SystemExit):
-        bench.arguments([option, str(path)])
+        command.arguments([option, str(path)])
     told = capsys.readouterr().err
     assert f"argument {option}: {path} cannot be written: {reason}\n" in told
 
@@ -326,7 +333,7 @@ def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(
 def test_trying_whether_a_file_can_be_written_changes_none(tmp_path: Path) -> None:
     old, new = tmp_path / "old.json", tmp_path / "new" / "speed.svg"
     old.write_text("kept")
-    bench.arguments(["--json", str(old), "--chart", str(new)])
+    command.arguments(["--json", str(old), "--chart", str(new)])
     assert old.read_text() == "kept"
     assert not new.exists()
 
@@ -334,7 +341,7 @@ def test_trying_whether_a_file_can_be_written_changes_none(tmp_path: Path) -> No
 @pytest.mark.parametrize("batch", [1, 3])
 def test_a_stopwatch_waits_for_the_last_of_its_calls(batch: int) -> None:
     calls, waited = iter(range(10)), []
-    assert bench.stopwatch(lambda: next(calls), waited.append, batch)() > 0
+    assert stopwatch(lambda: next(calls), waited.append, batch)() > 0
     assert waited == [batch - 1]
     assert next(calls) == batch
 
@@ -367,7 +374,7 @@ RESULTS = {
 def test_the_summary_is_what_one_computes_by_hand() -> None:
     found = {
         line["what"]: (round(line["value"], 9), line["reached"], line["worst_layer"])
-        for line in bench.summary(RESULTS)
+        for line in summary(RESULTS)
     }
     assert found == {
         "step, best on JAX / ours: mean": (30, True, "b"),  # 90 and 10
@@ -383,13 +390,13 @@ def test_the_summary_is_what_one_computes_by_hand() -> None:
 
 def test_a_goal_without_its_peers_is_not_judged() -> None:
     ours = {name: {"upconv": rows["upconv"]} for name, rows in RESULTS.items()}
-    assert [line["what"] for line in bench.summary(ours)] == [
+    assert [line["what"] for line in summary(ours)] == [
         "temporary memory / operands and results: worst"
     ]
 
 
 def test_ratios_are_by_kind_peer_and_layer() -> None:
-    found = bench.all_ratios(RESULTS)
+    found = all_ratios(RESULTS)
     assert list(found) == ["forward", "step", "hvp"]
     assert found["step"]["lax"] == {"a": 100.0, "b": 10.0}
     assert found["step"]["tensorflow"] == {"b": 0.8}
@@ -397,12 +404,12 @@ def test_ratios_are_by_kind_peer_and_layer() -> None:
 
 
 def test_the_chart_has_a_bar_for_each_family_and_layer() -> None:
-    layers = {"a": bench.LAYERS["dcgan1"], "b": bench.LAYERS["conv1d"]}
-    root = ElementTree.fromstring(bench.chart(RESULTS, layers, "float32 & <others>"))
+    layers = {"a": LAYERS["dcgan1"], "b": LAYERS["conv1d"]}
+    root = ElementTree.fromstring(chart.draw(RESULTS, layers, "float32 & <others>"))
     tag = "{http://www.w3.org/2000/svg}"
     words = [text.text for text in root.iter(f"{tag}text")]
     assert {"a", "b", "float32 & <others>", "fastest of flax, lax"} <= set(words)
-    times = bench.TIMES
+    times = TIMES
     assert {f"90.0{times}  flax", f"10.0{times}  lax", f"2.00{times}  torch"} <= set(words)
 
     keys, bars = [], []
@@ -421,10 +428,10 @@ def test_tables_need_no_rich(
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     rows = {name: {**row, "step_spread": 1.1} for name, row in RESULTS["a"].items()}
-    bench.show_layer(bench.LAYERS["dcgan1"], rows)
-    bench.show_summary(bench.summary(RESULTS))
+    show_layer(LAYERS["dcgan1"], rows)
+    show_summary(summary(RESULTS))
     shown = capsys.readouterr().out
     lines = [line.split() for line in shown.splitlines()]
-    times = ("6.00", f"3.00{bench.TIMES}", "900", f"90.0{bench.TIMES}", "1.10", "60.0")
+    times = ("6.00", f"3.00{TIMES}", "900", f"90.0{TIMES}", "1.10", "60.0")
     assert ["flax", *times] in lines
     assert "─" not in shown

@@ -1,0 +1,152 @@
+"""The command line: reads the options, measures, shows and writes."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from upconv.bench import chart, machine, report
+from upconv.bench.comparing import bench_layers
+from upconv.bench.layers import LAYERS, LayerSpec
+from upconv.bench.maps import bench_maps
+from upconv.bench.measuring import QUICK, Effort
+from upconv.bench.peers import PEERS, present
+from upconv.bench.results import all_ratios, summary
+
+DESCRIPTION = "How fast the layer is on this machine, compared with every peer that is installed."
+
+
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options, checked as far as they can be before anything is measured."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.rounds < 1:
+        parser.error(f"--rounds must be at least 1, got {args.rounds}")
+    if args.chart and args.maps:
+        parser.error(
+            "--chart draws training steps, which --maps does not measure: drop one of them"
+        )
+    return args
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m upconv.bench",
+        description=DESCRIPTION,
+    )
+    add = parser.add_argument
+    add("--layers", type=_names(LAYERS), default=list(LAYERS), help=", ".join(LAYERS))
+    add("--peers", type=_names(PEERS), default=list(PEERS), help=", ".join(PEERS))
+    add("--dtype", choices=("float32", "bfloat16"), default="float32")
+    add("--rounds", type=int, default=5, help="turns that each peer gets (default: 5)")
+    add("--quick", action="store_true", help="tiny layers, one round: does everything run?")
+    add("--maps", action="store_true", help="every way of computing each map, instead of peers")
+    add("--json", type=_output, metavar="FILE", help="write all that was measured")
+    add("--chart", type=_output, metavar="FILE.svg", help="draw the training steps")
+    return parser
+
+
+def _names(known: Mapping[str, Any]) -> Callable[[str], list[str]]:
+    def parse(text: str) -> list[str]:
+        names = text.split(",")
+        for name in names:
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(known)}")
+        return [name for name in known if name in names]
+
+    return parse
+
+
+def _output(text: str) -> Path:
+    """The path of a file that can be written; its folder is made if need be.
+
+    This is tried before an hour is spent measuring what goes into the file. A file that exists
+    stays as it is.
+    """
+    path = Path(text)
+    try:
+        new = not path.exists()
+        if not path.parent.exists():
+            path.parent.mkdir(parents=True)
+        path.open("a").close()
+        if new:
+            path.unlink()
+    except OSError as error:
+        reason = f"{text} cannot be written: {error.strerror}"
+        raise argparse.ArgumentTypeError(reason) from error
+    return path
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, show, write."""
+    args = arguments(argv)
+    _prepare()
+    effort = QUICK if args.quick else Effort(args.rounds, batch=10 if machine.on_gpu() else 1)
+    layers = {name: LAYERS[name].tiny if args.quick else LAYERS[name] for name in args.layers}
+    found = _settings(args, layers, effort)
+    found |= (_measure_maps if args.maps else _measure_peers)(args, layers, effort)
+    if args.json:
+        write(args.json, json.dumps(found, indent=1) + "\n")
+    if args.chart:
+        write(args.chart, chart.draw(found["results"], layers, chart.conditions(found)))
+
+
+def _prepare() -> None:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # The others need room on the GPU, too, and a cached compilation would take no time.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    jax.config.update("jax_enable_compilation_cache", False)
+
+
+def _settings(
+    args: argparse.Namespace, layers: Mapping[str, LayerSpec], effort: Effort
+) -> dict[str, Any]:
+    return {
+        "environment": machine.environment({"jaxlib", *(p.package for p in PEERS.values())}),
+        "dtype": args.dtype,
+        "quick": args.quick,
+        "effort": effort._asdict(),
+        "layers": {name: dataclasses.asdict(layer) for name, layer in layers.items()},
+    }
+
+
+def _measure_peers(
+    args: argparse.Namespace, layers: Mapping[str, LayerSpec], effort: Effort
+) -> dict[str, Any]:
+    peers = present(args.peers)
+    results = bench_layers(layers, peers, args.dtype, effort, _tell)
+    for name, layer in layers.items():
+        report.show_layer(layer, results[name])
+    lines = summary(results)
+    report.show_summary(lines)
+    return {"results": results, "ratios": all_ratios(results), "summary": lines}
+
+
+def _measure_maps(
+    args: argparse.Namespace, layers: Mapping[str, LayerSpec], effort: Effort
+) -> dict[str, Any]:
+    records = []
+    for layer in layers.values():
+        records.append(bench_maps(layer, args.dtype, effort))
+        report.show_maps(layer, records[-1])
+    return {"maps": list(itertools.chain.from_iterable(records))}
+
+
+def write(path: Path, text: str) -> None:
+    """Writes the text, into a folder that need not exist yet."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    _tell(f"wrote {path}")
+
+
+def _tell(words: str) -> None:
+    print(words, file=sys.stderr, flush=True)

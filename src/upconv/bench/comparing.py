@@ -1,0 +1,122 @@
+"""Every peer's times for every layer."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from upconv.bench.layers import LayerSpec, random_data
+from upconv.bench.measuring import (
+    Effort,
+    Results,
+    Row,
+    measure,
+    statistics_of,
+    stopwatch,
+    timed,
+)
+from upconv.bench.peers import OURS, PEERS, SECOND_ORDER
+from upconv.bench.task import KINDS, Task
+
+Clocks = dict[tuple[str, str, str], Callable[[], float]]  # by layer, kind and peer
+
+
+def bench_layers(
+    layers: Mapping[str, LayerSpec],
+    peers: Sequence[str],
+    dtype: str,
+    effort: Effort,
+    say: Callable[[str], None],
+) -> Results:
+    """A row for each layer and peer; one that fails is left out, but a failure of ours is raised.
+
+    A round takes all layers in turn: a minute in which the machine is busy with something else then
+    spoils one round of each layer, rather than all rounds of one.
+    """
+    tasks = {name: build_tasks(layer, peers, dtype) for name, layer in layers.items()}
+    results: Results = {}
+    for name in layers:  # all of them before any call, since this empties JAX's caches
+        say(f"compiling the training step of {name}")
+        results[name] = compile_steps(tasks[name], effort.compilations)
+    clocks: Clocks = {}
+    for name, layer in layers.items():
+        able = warm_up(layer, tasks[name], results[name], say)
+        clocks |= _clocks(name, {peer: tasks[name][peer] for peer in able}, effort.batch)
+    for (name, kind, peer), times in measure(clocks, effort, say).items():
+        results[name][peer] |= statistics_of(kind, times)
+    return results
+
+
+def _clocks(layer: str, tasks: Mapping[str, Task], batch: int) -> Clocks:
+    return {
+        (layer, kind, peer): stopwatch(task.calls[kind], task.wait, batch)
+        for kind, (peer, task) in itertools.product(KINDS, tasks.items())
+        if kind in task.calls
+    }
+
+
+def build_tasks(layer: LayerSpec, peers: Sequence[str], dtype: str) -> dict[str, Task]:
+    """The tasks of those peers that can be measured with the layer's rank."""
+    data = random_data(layer)
+    tasks = {}
+    for name in peers:
+        if layer.rank in PEERS[name].ranks:
+            task = PEERS[name].build(layer, data, dtype)
+            kinds = [k for k in task.calls if k != "hvp" or name in SECOND_ORDER]
+            tasks[name] = task._replace(calls={kind: task.calls[kind] for kind in kinds})
+    return tasks
+
+
+def warm_up(
+    layer: LayerSpec, tasks: Mapping[str, Task], rows: dict[str, Row], say: Callable[[str], None]
+) -> list[str]:
+    """Makes every call once, which compiles it; returns who could, and drops others' rows."""
+    able = []
+    for name, task in tasks.items():
+        try:
+            made = {kind: call() for kind, call in task.calls.items()}
+        except Exception as error:
+            # A dtype or layout that one peer lacks must not cost an hour of measuring.
+            if name == OURS:
+                raise
+            say(f"{name} cannot do {layer.name}: {type(error).__name__}: {error}")
+            del rows[name]
+            continue
+        check_shape(name, layer, task, made["forward"])
+        rows[name]["loss"] = float(made["step"][0])
+        able.append(name)
+    return able
+
+
+def check_shape(name: str, layer: LayerSpec, task: Task, output: Any) -> None:
+    """Raises a RuntimeError if the output's shape is not ours."""
+    shape = list(map(int, output.shape))
+    shape.append(shape.pop(task.channel_axis))
+    if tuple(shape) != layer.output_shape:
+        raise RuntimeError(f"{name} gives {shape} for {layer.name}, not {layer.output_shape}")
+
+
+def compile_steps(tasks: Mapping[str, Task], times: int) -> dict[str, Row]:
+    """How long the training step takes to trace and compile, and how much memory it then needs.
+
+    `temp_ratio` is the temporary memory over that of arguments and results.
+    """
+    rows: dict[str, Row] = {name: {} for name in tasks}
+    compilers = {name: task.compile for name, task in tasks.items() if task.compile}
+    for _ in range(times):
+        for name, compile_step in compilers.items():
+            jax.clear_caches()
+            compiled, ms = timed(compile_step)
+            rows[name]["compile_ms"] = min(ms, rows[name].get("compile_ms", math.inf))
+            rows[name]["temp_ratio"] = _temp_ratio(compiled)
+    return rows
+
+
+def _temp_ratio(compiled: jax.stages.Compiled) -> float:
+    memory: Any = compiled.memory_analysis()
+    operands = memory.argument_size_in_bytes + memory.output_size_in_bytes
+    return memory.temp_size_in_bytes / operands

@@ -1,0 +1,80 @@
+"""Every way of computing each of the three maps: `--maps`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from upconv import auto, geometry, lowering
+from upconv.bench.layers import LayerSpec, random_data
+from upconv.bench.measuring import Effort, Row, measure, statistics_of, stopwatch, timed
+
+OPERANDS = {"transpose": "xw", "strided": "yw", "kernel_grad": "xy"}
+
+
+def bench_maps(layer: LayerSpec, dtype: str, effort: Effort) -> list[dict[str, Any]]:
+    """A record for every way of computing a map, on which the rules of `upconv.auto` rest."""
+    g = geometry.transposed(
+        layer.input_shape[1:-1],
+        layer.kernel_size,
+        strides=layer.stride,
+        padding=layer.padding,
+    )
+    one_cpu = jax.default_backend() == "cpu"
+    taken = auto.ways(g, layer.input_shape[0], layer.kernel_shape, jnp.dtype(dtype), one_cpu)
+    numerics = lowering.Numerics("auto", None, jnp.dtype(dtype), one_cpu)
+    arrays = _arrays(layer, dtype)
+    records = []
+    for name, table in lowering.WAYS.items():
+        ways = {
+            way: partial(_compute, f, g, numerics)
+            for way, f in table.items()
+            if way != "planes" or layer.rank > 1
+        }
+        rows = _rows(ways, [arrays[operand] for operand in OPERANDS[name]], effort)
+        for way, row in rows.items():
+            is_taken = way == getattr(taken, name)
+            records.append({"layer": layer.name, "map": name, "way": way, "taken": is_taken, **row})
+    return records
+
+
+def _compute(
+    way: lowering.Way,
+    g: geometry.Geometry,
+    numerics: lowering.Numerics,
+    a: jax.Array,
+    b: jax.Array,
+) -> jax.Array:
+    return way(a, b, g, numerics)
+
+
+def _arrays(layer: LayerSpec, dtype: str) -> dict[str, jax.Array]:
+    """The operands of the three maps, by the letters that `OPERANDS` has for them."""
+    data = random_data(layer)
+    y = np.random.default_rng(1).standard_normal(layer.output_shape, np.float32)
+    arrays = {"x": data.x, "w": data.kernel, "y": y}
+    return {letter: jnp.asarray(array, dtype) for letter, array in arrays.items()}
+
+
+def _compile(way: Callable[..., jax.Array], args: Sequence[jax.Array]) -> jax.stages.Compiled:
+    return jax.jit(way).lower(*args).compile()
+
+
+def _rows(
+    ways: Mapping[str, Callable[..., jax.Array]], args: Sequence[jax.Array], effort: Effort
+) -> dict[str, Row]:
+    """By way, how long a call takes, and how long its compilation took."""
+    compiled = {way: timed(partial(_compile, f, args)) for way, f in ways.items()}
+    clocks = {
+        way: stopwatch(partial(call, *args), jax.block_until_ready, effort.batch)
+        for way, (call, _) in compiled.items()
+    }
+    return {
+        way: {**statistics_of("call", times), "compile_ms": compiled[way][1]}
+        for way, times in measure(clocks, effort).items()
+    }

@@ -1,0 +1,102 @@
+"""How times are taken: interleaved rounds of calls, and what is kept of them."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias, TypeVar
+
+
+class Effort(NamedTuple):
+    """How much is measured.
+
+    Attributes:
+      rounds: turns that every call gets.
+      calls: timed calls in a turn, at least.
+      seconds: that they take together, at least.
+      batch: calls that are timed as one. More than one only on a GPU, where a call returns before
+        its work is done: a launch then overlaps with earlier work, and costs no time.
+      compilations: how often the training step is compiled.
+    """
+
+    rounds: int
+    calls: int = 3
+    seconds: float = 0.1
+    batch: int = 1
+    compilations: int = 6
+
+
+QUICK = Effort(1, calls=1, seconds=0.0, compilations=1)
+
+# Threads of OpenMP and Eigen keep spinning for some milliseconds after their last work, on cores
+# that whoever comes next needs.
+REST = 0.01
+# A call that takes this long needs no warm-up and no repetition: it gets two turns of one call.
+SLOW, SLOW_TURNS = 0.3, 2
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+def measure(
+    clocks: Mapping[Key, Callable[[], float]],
+    effort: Effort,
+    say: Callable[[str], None] = lambda _: None,
+) -> dict[Key, list[float]]:
+    """Seconds of every call, taken in interleaved rounds, so that noise affects all alike.
+
+    Args:
+      clocks: by key, a function that makes a call and returns how long it took.
+      effort: how often they are called.
+      say: is told of every round.
+    """
+    times: dict[Key, list[float]] = {key: [] for key in clocks}
+    for turn in range(effort.rounds):
+        say(f"round {turn + 1} of {effort.rounds}")
+        for key, clock in clocks.items():
+            if turn < SLOW_TURNS or min(times[key]) < SLOW:
+                times[key] += _turn(clock, effort)
+    return times
+
+
+def _turn(clock: Callable[[], float], effort: Effort) -> list[float]:
+    time.sleep(REST)
+    first = clock()  # refills the caches, which hold others' data
+    if first >= SLOW:
+        return [first]
+    times: list[float] = []
+    while len(times) < effort.calls or sum(times) * effort.batch < effort.seconds:
+        times.append(clock())
+    return times
+
+
+def stopwatch(
+    call: Callable[[], Any], wait: Callable[[Any], Any], batch: int = 1
+) -> Callable[[], float]:
+    """A function that makes `batch` calls, waits for the last, and returns the seconds per call."""
+
+    def seconds() -> float:
+        start = time.perf_counter()
+        for _ in range(batch - 1):
+            call()
+        wait(call())
+        return (time.perf_counter() - start) / batch
+
+    return seconds
+
+
+def timed(call: Callable[[], Any]) -> tuple[Any, float]:
+    """The result of one call, and how many milliseconds it took."""
+    start = time.perf_counter()
+    result = call()
+    return result, 1e3 * (time.perf_counter() - start)
+
+
+Row: TypeAlias = dict[str, float]
+Results: TypeAlias = dict[str, dict[str, Row]]  # by layer and peer
+
+
+def statistics_of(kind: str, times: Sequence[float]) -> Row:
+    """The minimum in milliseconds, and the spread: the median over the minimum."""
+    best = min(times)
+    return {f"{kind}_ms": 1e3 * best, f"{kind}_spread": statistics.median(times) / best}

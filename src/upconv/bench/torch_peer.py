@@ -1,0 +1,93 @@
+"""PyTorch's layer, in either memory format."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from upconv import geometry
+from upconv.bench import machine
+from upconv.bench.layers import Data, LayerSpec
+from upconv.bench.task import Task
+
+
+@functools.cache
+def _import_torch() -> Any:
+    import torch
+
+    torch.set_num_threads(machine.cores())
+    torch.backends.cudnn.benchmark = True
+    return torch
+
+
+def obstacle() -> str | None:
+    """Why PyTorch cannot take part although it is installed, or None."""
+    without = machine.on_gpu() and not _import_torch().cuda.is_available()
+    return "it has no GPU" if without else None
+
+
+def crop(layer: LayerSpec) -> tuple[list[int], list[int]]:
+    """PyTorch's `padding` and `output_padding` for our output shape.
+
+    PyTorch crops both ends alike, and extends the end by `output_padding`: of an odd total the
+    larger half is cropped at the start, so its output is one pixel off ours.
+    """
+    sizes = zip(layer.input_shape[1:-1], layer.output_shape[1:-1], layer.kernel_size, strict=True)
+    totals = [geometry.full_length(n, k, layer.stride) - out for n, out, k in sizes]
+    padding = [max(total + 1, 0) // 2 for total in totals]
+    return padding, [2 * lo - total for lo, total in zip(padding, totals, strict=True)]
+
+
+def task(layer: LayerSpec, data: Data, dtype: str, *, channels_last: bool = False) -> Task:
+    """PyTorch's task, run eagerly."""
+    torch = _import_torch()
+    memory_format = _memory_format(layer.rank, channels_last)
+
+    def tensor(a: np.ndarray, *axes: int) -> Any:
+        a = np.moveaxis(a, axes, (0, 1))
+        t = torch.tensor(np.ascontiguousarray(a), dtype=getattr(torch, dtype))
+        return t.to("cuda" if machine.on_gpu() else "cpu", memory_format=memory_format)
+
+    x, dx = (tensor(a, 0, -1) for a in (data.x, data.dx))
+    kernel, dkernel = (tensor(a, -1, -2) for a in (data.kernel, data.dkernel))
+    for operand in (x, kernel):
+        operand.requires_grad_()
+    function = getattr(torch.nn.functional, f"conv_transpose{layer.rank}d")
+    padding, extra = crop(layer)
+
+    def apply() -> Any:
+        return function(x, kernel, stride=layer.stride, padding=padding, output_padding=extra)
+
+    return Task(_calls(apply, (x, kernel), (dx, dkernel)), _wait, 1)
+
+
+def _memory_format(rank: int, channels_last: bool) -> Any:
+    torch = _import_torch()
+    if channels_last:
+        return {2: torch.channels_last, 3: torch.channels_last_3d}[rank]
+    return torch.contiguous_format
+
+
+def _calls(
+    apply: Callable[[], Any], operands: tuple[Any, Any], tangents: tuple[Any, Any]
+) -> dict[str, Callable[[], Any]]:
+    torch = _import_torch()
+
+    def step(create_graph: bool = False) -> Any:
+        loss = apply().square().sum()
+        gradients = torch.autograd.grad(loss, operands, create_graph=create_graph)
+        return loss.detach(), gradients
+
+    def hvp() -> Any:
+        _, gradients = step(create_graph=True)
+        return torch.autograd.grad(gradients, operands, tangents)
+
+    return {"forward": torch.no_grad()(apply), "step": step, "hvp": hvp}
+
+
+def _wait(result: Any) -> None:
+    if machine.on_gpu():
+        _import_torch().cuda.synchronize()
