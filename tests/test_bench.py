@@ -28,7 +28,9 @@ from upconv.bench.task import Task
 
 pytestmark = pytest.mark.slow
 
-SOURCE = Path(__file__).parents[1] / "src"
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src"
+BENCHMARKS = ROOT / "benchmarks"  # which the source distribution lacks
 
 # Input, kernel, stride and output, by hand.
 SIZES = {
@@ -53,6 +55,22 @@ def test_the_layers_are_those_that_the_goals_were_set_for() -> None:
     found = {x.name: (x.input_shape, x.kernel_shape, x.stride, x.output_shape) for x in layers}
     assert found == SIZES
     assert [layer.name for layer in layers if layer.padding != "same"] == ["unet2x2"]
+
+
+def test_the_sizes_are_told_where_the_names_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        command.arguments(["--help"])
+    told = capsys.readouterr().out
+    assert told.isascii()
+    assert "`" not in told
+    for name, (image, kernel, stride, _) in SIZES.items():
+        *window, filters, _ = kernel
+        sizes, window = ("x".join(map(str, shape)) for shape in (image, window))
+        padding = LAYERS[name].padding
+        assert f"{name:<8} {sizes} -> {filters}, {window} / {stride}, {padding}\n" in told
+        for page in BENCHMARKS.glob("*.md"):
+            row = f"| {name} | {sizes} -> {filters} | {window} / {stride} | {padding} |\n"
+            assert row in page.read_text()
 
 
 def test_tiny_layers_keep_their_windows() -> None:

@@ -16,13 +16,15 @@ import jax
 
 from upconv.bench import chart, machine, report
 from upconv.bench.comparing import bench_layers
-from upconv.bench.layers import LAYERS, LayerSpec
+from upconv.bench.layers import LAYERS, TIMES, LayerSpec
 from upconv.bench.maps import bench_maps
 from upconv.bench.measuring import QUICK, Effort
 from upconv.bench.peers import PEERS, present
 from upconv.bench.results import all_ratios, summary
 
 DESCRIPTION = "How fast the layer is on this machine, compared with every peer that is installed."
+# The help must be printable on any terminal.
+ASCII = str.maketrans({TIMES: "x", "→": "->"})
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -42,17 +44,49 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m upconv.bench",
         description=DESCRIPTION,
+        epilog=_sizes_of_layers(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--layers", type=_names(LAYERS), default=list(LAYERS), help=", ".join(LAYERS))
-    add("--peers", type=_names(PEERS), default=list(PEERS), help=", ".join(PEERS))
-    add("--dtype", choices=("float32", "bfloat16"), default="float32")
+    add(
+        "--layers",
+        type=_names(LAYERS),
+        default=list(LAYERS),
+        metavar="NAME,...",
+        help="some of the layers listed below (default: all)",
+    )
+    add(
+        "--peers",
+        type=_names(PEERS),
+        default=list(PEERS),
+        metavar="NAME,...",
+        help=f"some of {', '.join(PEERS)} (default: all that are installed)",
+    )
+    add(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="of inputs and kernels (default: float32)",
+    )
     add("--rounds", type=int, default=5, help="turns that each peer gets (default: 5)")
-    add("--quick", action="store_true", help="tiny layers, one round: does everything run?")
-    add("--maps", action="store_true", help="every way of computing each map, instead of peers")
-    add("--json", type=_output, metavar="FILE", help="write all that was measured")
-    add("--chart", type=_output, metavar="FILE.svg", help="draw the training steps")
+    add("--quick", action="store_true", help="tiny layers, one round: check that everything runs")
+    add(
+        "--maps",
+        action="store_true",
+        help="time every way of computing each map, rather than the peers",
+    )
+    add("--json", type=_output, metavar="FILE", help="write all measurements to this file")
+    add("--chart", type=_output, metavar="FILE.svg", help="draw the training steps as an SVG")
     return parser
+
+
+def _sizes_of_layers() -> str:
+    head = "layers (batch x image x channels -> filters, kernel / stride, padding):"
+    lines = [
+        f"  {layer.name:<8} {str(layer).translate(ASCII)}, {layer.padding}"
+        for layer in LAYERS.values()
+    ]
+    return "\n".join([head, *lines])
 
 
 def _names(known: Mapping[str, Any]) -> Callable[[str], list[str]]:
