@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from upconv import lowering
-from upconv.bench import chart, command, comparing, jax_peers, torch_peer
+from upconv.bench import chart, command, comparing, jax_peers, machine, tensorflow_peer, torch_peer
 from upconv.bench.layers import LAYERS, TIMES, Data, LayerSpec, random_data
 from upconv.bench.measuring import QUICK, Effort, measure, statistics_of, stopwatch
 from upconv.bench.peers import PEERS, Peer, present
@@ -316,6 +316,26 @@ def test_keras_on_another_backend_is_left_out(monkeypatch: pytest.MonkeyPatch) -
     assert jax_peers.keras_obstacle() == "it was already imported, with the backend tensorflow"
 
 
+def test_on_a_gpu_others_need_one_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[str] = []
+    cuda = SimpleNamespace(is_available=lambda: False, synchronize=lambda: waited.append("torch"))
+    config = SimpleNamespace(list_physical_devices=lambda kind: [])
+    sync = SimpleNamespace(experimental=SimpleNamespace(sync_devices=lambda: waited.append("tf")))
+    torch, tensorflow = SimpleNamespace(cuda=cuda), SimpleNamespace(config=config, test=sync)
+    monkeypatch.setattr(torch_peer, "_import_torch", lambda: torch)
+    monkeypatch.setattr(tensorflow_peer, "_import_tensorflow", lambda: tensorflow)
+    peers, told = (torch_peer, tensorflow_peer), []
+    for on_gpu in (False, True):
+        monkeypatch.setattr(machine, "on_gpu", lambda on_gpu=on_gpu: on_gpu)
+        for peer in peers:
+            peer._wait(None)
+        told.append([*waited, *(peer.obstacle() for peer in peers)])
+    assert told == [[None, None], ["torch", "tf", "it has no GPU", "it has no GPU"]]
+    cuda.is_available = lambda: True
+    config.list_physical_devices = lambda kind: [kind]
+    assert [peer.obstacle() for peer in peers] == [None, None]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [(["--layers", "dcgan9"], "'dcgan9' is not one of dcgan1, "),
@@ -439,6 +459,13 @@ def test_the_chart_has_a_bar_for_each_family_and_layer() -> None:
     np.testing.assert_allclose(length / length[1], np.log([90, 2, 10, 2]) / np.log(2), rtol=0.01)
     np.testing.assert_allclose(start[:3], start[0])
     assert start[3] + length[3] == pytest.approx(start[0], abs=0.2)
+
+
+@pytest.mark.skipif(not BENCHMARKS.exists(), reason="no benchmarks here")
+def test_the_chart_that_is_shown_is_of_the_figures_that_are_stated() -> None:
+    report = json.loads((BENCHMARKS / "cpu.json").read_text(encoding="utf-8"))
+    drawn = chart.draw(report["results"], LAYERS, chart.conditions(report))
+    assert drawn == (ROOT / "docs" / "images" / "speed.svg").read_text(encoding="utf-8")
 
 
 def test_tables_need_no_rich(
