@@ -128,8 +128,9 @@ def build_model(config: Config, shape: tuple[int, ...]) -> models.Autoencoder:
     scale = 2 ** len(features)
     if height % scale or width % scale:
         raise configs.ConfigError(
-            f"model.features: {len(features)} halvings need images whose sides are "
-            f"divisible by {scale}, these are {height} x {width}"
+            f"{len(features)} halvings need images whose sides are divisible by {scale}, "
+            f"these are {height} x {width}",
+            key="model.features",
         )
     return models.Autoencoder(
         image_shape=(height, width, channels),

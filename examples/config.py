@@ -21,15 +21,23 @@ TASKS = ("autoencoder", "gan", "superres", "denoise")
 
 
 class ConfigError(Exception):
-    """A config that means nothing; the message names the key, and the file that it stands in."""
+    """A config that means nothing; the message names the key, and the file that it stands in.
+
+    Attributes:
+      key: the key that is at fault, which the message then begins with; None if no single one is.
+    """
 
     # Were it a ValueError, tyro would catch it and put words of its own around the message.
+
+    def __init__(self, message: str, *, key: str | None = None) -> None:
+        super().__init__(message if key is None else f"{key}: {message}")
+        self.key = key
 
 
 def require(condition: bool, key: str, expected: str, value: object) -> None:
     """Raises a ConfigError that names the key unless the condition holds."""
     if not condition:
-        raise ConfigError(f"{key}: must be {expected}, got {value!r}")
+        raise ConfigError(f"must be {expected}, got {value!r}", key=key)
 
 
 def declared(text: str | None, module: ModuleType) -> Any:
@@ -68,7 +76,7 @@ class Declarations:
             try:
                 getattr(self, key)()
             except (TypeError, ValueError) as error:
-                raise ConfigError(f"model.kernel_{key}: {error}") from error
+                raise ConfigError(str(error), key=f"model.kernel_{key}") from error
 
     def regularizer(self) -> Any:
         """The regularizer that is named, or None."""
@@ -180,7 +188,7 @@ def from_table(table: dict[str, Any]) -> Config:
     task = table.get("task")
     if task not in TASKS:
         given = f"got {task!r}" if "task" in table else "it is missing"
-        raise ConfigError(f"task: expected one of {', '.join(TASKS)}; {given}")
+        raise ConfigError(f"expected one of {', '.join(TASKS)}; {given}", key="task")
     return _typed(import_module(task).Config, table, "")
 
 
@@ -212,15 +220,16 @@ def _typed(annotation: Any, value: Any, key: str) -> Any:
             return float(value)
         case (kind, _) if type(value) is kind:
             return value
-    raise ConfigError(f"{key}: expected {expected}, got {type(value).__name__} {value!r}")
+    raise ConfigError(f"expected {expected}, got {type(value).__name__} {value!r}", key=key)
 
 
 def _section(section: Any, table: Any, key: str) -> Any:
     if not isinstance(table, dict):
-        raise ConfigError(f"{key}: expected a table, got {type(table).__name__} {table!r}")
+        raise ConfigError(f"expected a table, got {type(table).__name__} {table!r}", key=key)
     annotations = typing.get_type_hints(section)
     prefix = f"{key}." if key else ""
     for name in table:
         if name not in annotations:
-            raise ConfigError(f"{prefix}{name}: no such key; known are {', '.join(annotations)}")
+            known = ", ".join(annotations)
+            raise ConfigError(f"no such key; known are {known}", key=prefix + name)
     return section(**{n: _typed(annotations[n], v, prefix + n) for n, v in table.items()})

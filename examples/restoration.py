@@ -145,8 +145,8 @@ class Restoration(Supervised):
         smallest = min(min(view[0].shape[:2]) for view in views)
         if self.config.data.crop > smallest:
             raise configs.ConfigError(
-                f"data.crop: the smallest photograph leaves {smallest} pixels, "
-                f"got {self.config.data.crop}"
+                f"the smallest photograph leaves {smallest} pixels, got {self.config.data.crop}",
+                key="data.crop",
             )
         return views
 

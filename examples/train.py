@@ -93,22 +93,24 @@ def build_named(argv: Sequence[str], config: configs.Config) -> Task:
     except ModuleNotFoundError as error:
         if error.name != "tensorboardX":
             raise
-        raise located("train.tensorboard: needs the extra `tensorboard`", argv) from error
+        missing = configs.ConfigError("needs the extra `tensorboard`", key="train.tensorboard")
+        raise located(missing, argv) from error
     except configs.ConfigError as error:
-        raise located(str(error), argv) from error
+        raise located(error, argv) from error
 
 
-def located(message: str, argv: Sequence[str]) -> configs.ConfigError:
-    """An error whose message begins with a key, behind the config's file unless an option gave it.
+def located(error: configs.ConfigError, argv: Sequence[str]) -> configs.ConfigError:
+    """The error behind the name of the config's file, unless an option gave the key at fault.
 
     >>> argv = ["digits.toml", "--train.batch-size=3"]
-    >>> located("train.batch_size: too few", argv), located("data.heldout: too many", argv)
-    (ConfigError('train.batch_size: too few'), ConfigError('digits.toml: data.heldout: too many'))
+    >>> located(configs.ConfigError("too few", key="train.batch_size"), argv)
+    ConfigError('train.batch_size: too few')
+    >>> located(configs.ConfigError("too many", key="data.heldout"), argv)
+    ConfigError('digits.toml: data.heldout: too many')
     """
     path, *options = argv
     given = {option.partition("=")[0].replace("-", "_") for option in options}
-    key = message.partition(":")[0]
-    return configs.ConfigError(message if f"__{key}" in given else f"{path}: {message}")
+    return configs.ConfigError(str(error) if f"__{error.key}" in given else f"{path}: {error}")
 
 
 def train(config: configs.Config, task: Task) -> int:
@@ -184,7 +186,7 @@ def claimed_folder(config: configs.Config) -> Path:
         claim(run, config)
     except OSError as error:
         why = error.strerror or error
-        raise configs.ConfigError(f"run: {run} cannot be used as a folder: {why}") from error
+        raise configs.ConfigError(f"{run} cannot be used as a folder: {why}", key="run") from error
     # No process looks again before all have looked, and nothing is written before.
     multihost_utils.sync_global_devices("claimed")
     return run
@@ -228,7 +230,8 @@ def begin(
     meter = Meter(**about["meter"])
     if meter.step > config.train.steps:
         raise configs.ConfigError(
-            f"train.steps: the checkpoint has {meter.step} steps already, got {config.train.steps}"
+            f"the checkpoint has {meter.step} steps already, got {config.train.steps}",
+            key="train.steps",
         )
     return checkpoints.restore(like), meter
 
