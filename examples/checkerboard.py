@@ -24,6 +24,7 @@ import tyro
 from PIL import Image, ImageDraw, ImageFont
 
 import photos
+import pictures
 from upconv.initializers import Initializer, he_normal, icnr
 from upconv.linen import Conv2DTranspose
 
@@ -168,8 +169,7 @@ def panel(image: np.ndarray, like: np.ndarray) -> np.ndarray:
     if abs(slope * part.std()) < 0.6 * wanted.std():
         slope = np.copysign(wanted.std() / part.std(), slope)
         offset = wanted.mean() - slope * part.mean()
-    grey = np.clip(slope * part + offset + 0.5, 0, 1)
-    return np.kron(np.round(255 * grey).astype(np.uint8), np.ones((2, 2), np.uint8))
+    return pictures.enlarged(pictures.to_uint8(slope * part + offset + 0.5))
 
 
 def picture(rows: dict[str, list[tuple[str, np.ndarray]]]) -> Image.Image:

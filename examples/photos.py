@@ -14,6 +14,8 @@ from PIL import Image
 from skimage.metrics import structural_similarity
 from sklearn.datasets import load_sample_images
 
+import pictures
+
 # All that scikit-image's wheel itself holds and a camera took, on the ground or through a telescope
 # or a microscope. The others in `skimage.data` are drawn, scanned, tiny, or would be downloaded.
 TRAINING: dict[str, Callable[[], np.ndarray]] = {
@@ -76,7 +78,7 @@ def as_bytes(image: np.ndarray) -> np.ndarray:
     >>> as_bytes(np.array([[[-0.1], [0.5], [2.0]]])).tolist()
     [[0, 128, 255]]
     """
-    pixels = np.round(255 * np.clip(image, 0.0, 1.0)).astype(np.uint8)
+    pixels = pictures.to_uint8(image)
     return pixels[..., 0] if pixels.shape[-1] == 1 else pixels
 
 
@@ -115,8 +117,7 @@ def shrink(image: np.ndarray, factor: int) -> np.ndarray:
     (2, 3, 1)
     """
     height, width, _ = image.shape
-    smaller = resize(image, height // factor, width // factor)
-    return np.round(255 * np.clip(smaller, 0.0, 1.0)) / np.float32(255)
+    return as_float(pictures.to_uint8(resize(image, height // factor, width // factor)))
 
 
 def psnr(truth: np.ndarray, image: np.ndarray) -> float:
@@ -243,28 +244,12 @@ def tiled(
 
 
 def sheet(rows: Sequence[Sequence[np.ndarray]], gap: int = 4) -> np.ndarray:
-    """Images in rows and columns, white between.
-
-    Args:
-      rows: images `(height, width, channels)` with 1 or 3 channels; of one height in a row, and of
-        one width in a column.
-      gap: pixels between two of them.
-
-    Returns:
-      `(height, width, 3)`, uint8.
+    """Grey and colour images in rows and columns, as `pictures.sheet`: `(height, width, 3)`, uint8.
 
     >>> sheet([[np.zeros((4, 5, 1)), np.zeros((4, 6, 3))]] * 2, gap=1).shape
     (9, 12, 3)
     """
-    pieces = [
-        [
-            np.pad(as_color(image), ((gap, 0), (gap, 0), (0, 0)), constant_values=1.0)
-            for image in row
-        ]
-        for row in rows
-    ]
-    together = np.concatenate([np.concatenate(row, axis=1) for row in pieces])
-    return as_bytes(together[gap:, gap:])
+    return pictures.sheet([[as_color(image) for image in row] for row in rows], gap)
 
 
 def as_color(image: np.ndarray) -> np.ndarray:
