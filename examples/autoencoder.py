@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -14,17 +14,12 @@ import config as configs
 import data
 import models
 import pictures
+from data import Digits
 from supervised import State, Supervised
-from task import Figures, mean
+from task import Figures, in_pieces, mean
 from upconv import transforms
 
 COLUMNS = 16  # images in the picture
-EVALUATED_AT_ONCE = 500
-
-
-@dataclasses.dataclass(frozen=True)
-class Data(data.Digits):
-    """The images."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,20 +42,12 @@ class Model(configs.Declarations):
 
 
 @dataclasses.dataclass(frozen=True)
-class Optimizer(configs.Optimizer):
-    """Adam, its learning rate falling to 0 along a cosine."""
-
-    learning_rate: float = 4e-3
-    """At the first step."""
-
-
-@dataclasses.dataclass(frozen=True)
 class Config(configs.Config):
     """An autoencoder of digits."""
 
-    data: Data = Data()
+    data: Digits = dataclasses.field(default_factory=Digits)
     model: Model = Model()
-    optimizer: Optimizer = Optimizer()
+    optimizer: configs.Optimizer = dataclasses.field(default_factory=configs.Optimizer)
 
 
 def build(config: Config) -> Autoencoder:
@@ -115,10 +102,8 @@ class Autoencoder(Supervised):
         return data.reconstruct(pca, self.split.heldout)
 
     def decoded(self, params: Any, images: np.ndarray) -> np.ndarray:
-        """What the model makes of images, in pieces that fit into memory."""
-        starts = range(0, len(images), EVALUATED_AT_ONCE)
-        pieces = [self.decode(params, images[i : i + EVALUATED_AT_ONCE]) for i in starts]
-        return np.concatenate(jax.device_get(pieces))
+        """What the model makes of images."""
+        return in_pieces(partial(self.decode, params), images)
 
 
 def build_model(config: Config, shape: tuple[int, ...]) -> models.Autoencoder:

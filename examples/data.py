@@ -13,7 +13,7 @@ import config as configs
 
 @dataclasses.dataclass(frozen=True)
 class Digits:
-    """How digits are taken; a base for sections `data`."""
+    """The images."""
 
     heldout: int = 1000
     """How many of the 5,000 digits training never sees."""

@@ -12,11 +12,11 @@ import optax
 from flax import nnx
 
 import data
+from task import in_pieces
 
 FEATURES = 64
 STEPS = 600
 BATCH_SIZE = 100
-AT_ONCE = 500
 
 
 class Gaussian(NamedTuple):
@@ -111,10 +111,8 @@ class Critic:
         self.heldout = self.distance(split.heldout)
 
     def features(self, images: np.ndarray) -> np.ndarray:
-        """Of images `(n, 28, 28, 1)`, in pieces that fit into memory."""
-        starts = range(0, len(images), AT_ONCE)
-        pieces = [self._features(images[i : i + AT_ONCE]) for i in starts]
-        return np.concatenate(jax.device_get(pieces))
+        """The classifier's features of images `(n, 28, 28, 1)`: `(n, FEATURES)`."""
+        return in_pieces(self._features, images)
 
     def distance(self, images: np.ndarray) -> float:
         """The distance of images to the training digits."""

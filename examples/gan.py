@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -16,19 +16,14 @@ from jax.typing import DTypeLike
 import config as configs
 import data
 import pictures
+from data import Digits
 from frechet import Critic
-from task import DEVICES, Batch, Figures, mean
+from task import DEVICES, Batch, Figures, in_pieces, mean
 from upconv import transforms
 from upconv.nnx import Conv2DTranspose, rules
 from upconv.rules import Constraint, Regularizer
 
 ROWS, COLUMNS = 6, 16  # of the picture
-AT_ONCE = 500
-
-
-@dataclasses.dataclass(frozen=True)
-class Data(data.Digits):
-    """The images."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +74,7 @@ class Optimizer:
 class Config(configs.Config):
     """A GAN of digits."""
 
-    data: Data = Data()
+    data: Digits = dataclasses.field(default_factory=Digits)
     model: Model = Model()
     optimizer: Optimizer = Optimizer()
 
@@ -302,12 +297,10 @@ class GAN:
         return self.critic.distance(self.samples(state, len(self.split.heldout)))
 
     def samples(self, state: State, count: int) -> np.ndarray:
-        """Images from the same codes whenever it is called, in pieces that fit into memory."""
+        """Images from the same codes whenever it is called."""
         rng = np.random.default_rng(self.config.train.seed)
         codes = rng.standard_normal((count, self.config.model.latent), dtype=np.float32)
-        starts = range(0, count, AT_ONCE)
-        pieces = [self.generate(state.averaged, codes[i : i + AT_ONCE]) for i in starts]
-        return np.concatenate(jax.device_get(pieces))
+        return in_pieces(partial(self.generate, state.averaged), codes)
 
     def generated(self, averaged: Any, codes: jax.Array) -> jax.Array:
         """By the averaged generator, with the statistics that it has learned."""

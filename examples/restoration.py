@@ -49,20 +49,12 @@ class Model(configs.Declarations):
 
 
 @dataclasses.dataclass(frozen=True)
-class Optimizer(configs.Optimizer):
-    """Adam, its learning rate falling to 0 along a cosine."""
-
-    learning_rate: float = 2e-3
-    """At the first step."""
-
-
-@dataclasses.dataclass(frozen=True)
 class Config(configs.Config):
     """A base for the tasks' own."""
 
     data: Data = Data()
     model: Model = Model()
-    optimizer: Optimizer = Optimizer()
+    optimizer: configs.Optimizer = dataclasses.field(default_factory=configs.Optimizer)
 
 
 class Pair(NamedTuple):

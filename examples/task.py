@@ -11,7 +11,7 @@ To train something of your own, copy one of these modules and add its name to `c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -82,6 +82,16 @@ def build(config: configs.Config) -> Task:
 def mean(x: jax.Array) -> jax.Array:
     """The mean over the batch, and over the devices among which it is split."""
     return jax.lax.pmean(jnp.mean(x), DEVICES)
+
+
+def in_pieces(f: Callable[[Any], jax.Array], inputs: np.ndarray, size: int = 500) -> np.ndarray:
+    """What `f` makes of many inputs, a few at a time, so that they fit into memory.
+
+    >>> in_pieces(jnp.square, np.arange(5), size=2).tolist()
+    [0, 1, 4, 9, 16]
+    """
+    pieces = [f(inputs[start : start + size]) for start in range(0, len(inputs), size)]
+    return np.concatenate(jax.device_get(pieces))
 
 
 def constraint_report(task: Task, state: State) -> list[dict[str, Any]]:
