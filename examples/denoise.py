@@ -191,12 +191,13 @@ class Denoise(restoration.Restoration):
     @cached_property
     def rivals(self) -> Mapping[str, Mapping[str, np.ndarray]]:
         """For each photograph the best that non-local means and total variation can do."""
+        methods = {"nl_means": nl_means, "total_variation": total_variation}
         return {
-            method.__name__: {
+            key: {
                 name: max(method(pair.bad, self.sigma), key=lambda i: photos.psnr(pair.good, i))
                 for name, pair in self.heldout.items()
             }
-            for method in (nl_means, total_variation)
+            for key, method in methods.items()
         }
 
     def shown(self, state: State, name: str) -> list[np.ndarray]:

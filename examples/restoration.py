@@ -190,13 +190,14 @@ class Restoration(Supervised):
             for key, of in ours.items()
         }
         penalty = float(transforms.penalty(state.params, self.rules))
-        return {"penalty": penalty, **flat(ours), **flat(gains, "_gain")}
+        return {"penalty": penalty, **with_means(ours), **with_means(gains, "_gain")}
 
     def baselines(self) -> Figures:
         """The rivals' PSNR and SSIM."""
         figures: Figures = {}
         for rival, images in self.rivals.items():
-            figures |= {f"{rival}_{k}": v for k, v in flat(self.quality(images)).items()}
+            found = with_means(self.quality(images))
+            figures |= {f"{rival}_{key}": value for key, value in found.items()}
         return figures
 
     def pictures(self, state: State) -> dict[str, np.ndarray]:
@@ -209,18 +210,17 @@ class Restoration(Supervised):
 
     def quality(self, images: Mapping[str, np.ndarray]) -> dict[str, Figures]:
         """PSNR and SSIM by photograph."""
+        measures = {"psnr": photos.psnr, "ssim": photos.ssim}
         return {
-            measure.__name__: {
-                name: measure(pair.good, images[name]) for name, pair in self.heldout.items()
-            }
-            for measure in (photos.psnr, photos.ssim)
+            key: {name: measure(pair.good, images[name]) for name, pair in self.heldout.items()}
+            for key, measure in measures.items()
         }
 
 
-def flat(quality: Mapping[str, Figures], suffix: str = "") -> Figures:
+def with_means(quality: Mapping[str, Figures], suffix: str = "") -> Figures:
     """Figures by measure and photograph, their mean first, under one name each.
 
-    >>> flat({"psnr": {"china": 27.0, "flower": 33.0}}, "_gain")
+    >>> with_means({"psnr": {"china": 27.0, "flower": 33.0}}, "_gain")
     {'psnr_gain': 30.0, 'psnr_gain_china': 27.0, 'psnr_gain_flower': 33.0}
     """
     figures: Figures = {}

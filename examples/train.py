@@ -238,7 +238,7 @@ def begin(
 
 def check_same(saved: dict[str, Any], config: configs.Config, folder: Path) -> None:
     """Raises a CheckpointError that names the keys in which the config is not the one saved."""
-    ours, theirs = flat(configs.to_table(config)), flat(saved)
+    ours, theirs = dotted(configs.to_table(config)), dotted(saved)
     different = [
         f"{key} is {theirs.get(key)!r} there and {ours.get(key)!r} here"
         for key in sorted(ours.keys() | theirs.keys())
@@ -248,12 +248,12 @@ def check_same(saved: dict[str, Any], config: configs.Config, folder: Path) -> N
         raise CheckpointError(f"{folder}: of another config: {', '.join(different)}")
 
 
-def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def dotted(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested tables as one, by dotted keys."""
     result: dict[str, Any] = {}
     for key, value in table.items():
         if isinstance(value, Mapping):
-            result |= flat(value, f"{prefix}{key}.")
+            result |= dotted(value, f"{prefix}{key}.")
         else:
             result[prefix + key] = value
     return result
