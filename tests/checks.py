@@ -21,7 +21,7 @@ import numpy as np
 
 import oracle
 import upconv
-from cases import Case
+from cases import Case, by_name
 from upconv import auto
 from upconv import lowering as ways
 
@@ -55,6 +55,8 @@ AS_IF_LARGE: Limits = {
 
 Function = Callable[..., Any]
 
+(PLAIN,) = by_name("2d_unequal")
+
 
 @contextlib.contextmanager
 def limited(limits: Limits) -> Iterator[None]:
@@ -69,19 +71,29 @@ def eps(dtype: Any) -> float:
     return float(jnp.finfo(dtype).eps)
 
 
-def layer(case: Case, lowering: str, **rest: Any) -> Function:
+def normal(rng: np.random.Generator, *shape: int, dtype: Any = jnp.float32) -> np.ndarray:
+    return rng.normal(size=shape).astype(np.float32).astype(dtype)
+
+
+def layer(case: Case = PLAIN, lowering: str = "auto", **rest: Any) -> Function:
     return partial(upconv.conv_transpose, **case.layer, lowering=lowering, **rest)
 
 
-def convolution(case: Case, lowering: str, **rest: Any) -> Function:
+def convolution(case: Case = PLAIN, lowering: str = "auto", **rest: Any) -> Function:
     return partial(upconv.conv, **case.convolution, lowering=lowering, **rest)
 
 
-def with_gradients(f: Function) -> Function:
-    """`f(a, b)` and its two gradients along a cotangent."""
+def loss(f: Function) -> Function:
+    """A number that depends on every output, and not linearly: its second derivatives are alive."""
+    return lambda *args: sum(jnp.sum(jnp.sin(y)) for y in jax.tree.leaves(f(*args)))
 
-    def run(a: jax.Array, b: jax.Array, ct: jax.Array) -> list[jax.Array]:
-        out, pull = jax.vjp(f, a, b)
+
+def with_gradients(f: Function) -> Function:
+    """What `f` makes of its arguments, and its gradients in all of them along a cotangent."""
+
+    def run(*args_and_ct: Any) -> list[Any]:
+        *args, ct = args_and_ct
+        out, pull = jax.vjp(f, *args)
         return [out, *pull(ct)]
 
     return run
@@ -137,6 +149,21 @@ def curvature(
     _, a_along_f, _ = truth.maps(a, dw, u * f)
     _, _, w_along_f = truth.maps(da, w, u * f)
     return a_along_df + a_along_f, w_along_df + w_along_f
+
+
+def close(got: Any, want: Any, tolerance: float = 1e-5) -> None:
+    """Trees of arrays that agree to within rounding of their largest element."""
+    got, want = jax.tree.leaves(got), jax.tree.leaves(want)
+    for g, w in zip(got, want, strict=True):
+        assert np.size(w) == 0 or np.abs(w).max() > 1e-3, "compares with nothing"
+        near(g, w, tolerance)
+
+
+def near(got: Any, want: Any, tolerance: float) -> None:
+    """Arrays that do; where all of one is below 1e-3, the errors may be of that."""
+    got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
+    assert got.shape == want.shape
+    np.testing.assert_allclose(got, want, rtol=0, atol=tolerance * np.abs(want).max(initial=1e-3))
 
 
 def assert_rounding(got: Any, want: np.ndarray, scale: np.ndarray, unit: float) -> None:

@@ -24,7 +24,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import upconv
-from cases import Case, by_name
+from cases import Case
+from checks import PLAIN, close, layer, loss, with_gradients
 
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
@@ -41,7 +42,6 @@ ENVIRONMENT = {
 
 CHECKS: dict[str, Callable[[], None]] = {}
 LOWERINGS = ("auto", "input_dilation", "subpixel", "matmul")
-(CASE,) = by_name("2d_unequal")
 
 
 def check(f: Callable[[], None]) -> Callable[[], None]:
@@ -55,35 +55,17 @@ def mesh(kind: AxisType) -> jax.sharding.Mesh:
     return jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind, kind))
 
 
-def layer(case: Case = CASE, lowering: str = "auto") -> Callable[..., jax.Array]:
-    return partial(upconv.conv_transpose, **case.layer, lowering=lowering)
-
-
-def operands(case: Case = CASE, *, batch: int = 8) -> tuple[Any, ...]:
+def operands(case: Case = PLAIN, *, batch: int = 8) -> tuple[Any, ...]:
     """x, kernel and cotangent, with a batch that the devices can share and channels too."""
     rng = np.random.default_rng(0)
     shapes = (batch, *case.spatial, 4), (*case.kernel_size, 6, 4), (batch, *case.output, 6)
     return tuple(rng.normal(size=shape).astype(np.float32) for shape in shapes)
 
 
-def step(f: Callable[..., jax.Array]) -> Callable[..., Any]:
-    """Value, and both gradients along a cotangent."""
-
-    def run(x: Any, w: Any, ct: Any) -> Any:
-        y, pull = jax.vjp(f, x, w)
-        return [y, *pull(ct)]
-
-    return run
-
-
-def loss(f: Callable[..., jax.Array]) -> Callable[..., Any]:
-    return lambda x, w: jnp.sum(jnp.sin(f(x, w)))
-
-
 def gradients(x: Any, w: Any) -> list[np.ndarray]:
     """Of `loss(layer())`, by the oracle."""
-    ct = np.cos(CASE.scatter(x, w))
-    return CASE.maps(x, w, ct)[1:]
+    ct = np.cos(PLAIN.scatter(x, w))
+    return PLAIN.maps(x, w, ct)[1:]
 
 
 def hessian_product(f: Callable[..., jax.Array], x: Any, w: Any) -> Any:
@@ -92,26 +74,17 @@ def hessian_product(f: Callable[..., jax.Array], x: Any, w: Any) -> Any:
     return jax.jit(lambda x, w: jax.jvp(gradient, (x, w), (2 * x, w + 1))[1])(x, w)
 
 
-def close(got: Any, want: Any) -> None:
-    got, want = jax.tree.leaves(got), jax.tree.leaves(want)
-    assert len(got) == len(want)
-    for g, w in zip(got, want, strict=True):
-        assert g.shape == w.shape, (g.shape, w.shape)
-        scale = np.abs(np.asarray(w)).max()
-        np.testing.assert_allclose(np.asarray(g), np.asarray(w), rtol=0, atol=1e-5 * scale)
-
-
 @check
 def gradient_outside_shard_map() -> None:
     x, w, _ = operands()
     for lowering in LOWERINGS:
         f = jax.shard_map(
-            layer(CASE, lowering),
+            layer(PLAIN, lowering),
             mesh=mesh(AxisType.Auto),
             in_specs=(P("data"), P()),
             out_specs=P("data"),
         )
-        close(jax.jit(f)(x, w), CASE.scatter(x, w))
+        close(jax.jit(f)(x, w), PLAIN.scatter(x, w))
         close(jax.jit(jax.grad(loss(f), (0, 1)))(x, w), gradients(x, w))
 
 
@@ -128,7 +101,7 @@ def gradient_inside_shard_map() -> None:
         )
         def inside(x: Any, w: Any, lowering: str = lowering) -> Any:
             # The kernel is the same everywhere: its gradient comes summed over the devices.
-            return jax.grad(loss(layer(CASE, lowering)), (0, 1))(x, w)
+            return jax.grad(loss(layer(PLAIN, lowering)), (0, 1))(x, w)
 
         close(jax.jit(inside)(x, w), gradients(x, w))
 
@@ -178,7 +151,7 @@ def shard_map_over_channels() -> None:
     def inputs(x: Any, w: Any) -> Any:
         return jax.lax.psum(layer()(x, w), "model")
 
-    close(jax.jit(step(inputs))(x, w, ct), CASE.maps(x, w, ct))
+    close(jax.jit(with_gradients(inputs))(x, w, ct), PLAIN.maps(x, w, ct))
 
     @partial(
         jax.shard_map,
@@ -189,7 +162,7 @@ def shard_map_over_channels() -> None:
     def filters(x: Any, w: Any) -> Any:
         return layer()(x, w)
 
-    close(jax.jit(step(filters))(x, w, ct), CASE.maps(x, w, ct))
+    close(jax.jit(with_gradients(filters))(x, w, ct), PLAIN.maps(x, w, ct))
 
 
 @check
@@ -198,7 +171,7 @@ def second_order_in_shard_map() -> None:
     f = jax.shard_map(
         layer(), mesh=mesh(AxisType.Auto), in_specs=(P("data"), P()), out_specs=P("data")
     )
-    close(hessian_product(f, x, w), hessian_product(layer(CASE, "lax"), x, w))
+    close(hessian_product(f, x, w), hessian_product(layer(PLAIN, "lax"), x, w))
 
 
 @check
@@ -208,12 +181,12 @@ def vmap_in_and_around_shard_map() -> None:
     f = partial(jax.shard_map, mesh=mesh(AxisType.Auto))
     inside = f(jax.vmap(layer(), (None, 0)), in_specs=(P("data"), P()), out_specs=P(None, "data"))
     around = jax.vmap(f(layer(), in_specs=(P("data"), P()), out_specs=P("data")), (None, 0))
-    want = np.stack([CASE.scatter(x, w) for w in ws])
+    want = np.stack([PLAIN.scatter(x, w) for w in ws])
     cts = np.stack([ct] * 3)
-    gx = sum(CASE.gather(ct, w) for w in ws)
-    gw = np.stack([CASE.correlate(x, ct)] * 3)
+    gx = sum(PLAIN.gather(ct, w) for w in ws)
+    gw = np.stack([PLAIN.correlate(x, ct)] * 3)
     for g in (inside, around):
-        close(jax.jit(step(g))(x, ws, cts), [want, gx, gw])
+        close(jax.jit(with_gradients(g))(x, ws, cts), [want, gx, gw])
 
 
 @check
@@ -258,9 +231,9 @@ def automatic_sharding() -> None:
         for layout in layouts
     ]
     for lowering in LOWERINGS:
-        run = jax.jit(step(layer(CASE, lowering)))
+        run = jax.jit(with_gradients(layer(PLAIN, lowering)))
         for placed in placements:
-            close(run(*placed), CASE.maps(x, w, ct))
+            close(run(*placed), PLAIN.maps(x, w, ct))
     # One image after another is computed where it lies: nothing is gathered for it.
     text = jax.jit(layer()).lower(*placements[0][:2]).compile().as_text()
     assert "all-gather" not in text
@@ -272,7 +245,7 @@ def automatic_sharding() -> None:
 def what_is_split_automatically_is_a_plain_convolution() -> None:
     """Those alone can XLA's partitioner split by images, channels and space."""
     placed = [jax.device_put(a, NamedSharding(mesh(AxisType.Auto), P())) for a in operands()]
-    run = jax.jit(step(layer()))
+    run = jax.jit(with_gradients(layer()))
     split, alone = run.lower(*placed).as_text(), run.lower(*operands()).as_text()
     assert (split.count("stablehlo.convolution"), split.count("stablehlo.dot_general")) == (3, 0)
     assert "stablehlo.dot_general" in alone
@@ -290,18 +263,18 @@ def explicit_sharding() -> None:
 
             @jax.jit
             def run(x: Any, w: Any, ct: Any, lowering: str = lowering, seen: Any = seen) -> Any:
-                y, pull = jax.vjp(layer(CASE, lowering), x, w)
+                y, pull = jax.vjp(layer(PLAIN, lowering), x, w)
                 seen.append(jax.typeof(y).sharding.spec)
                 gx, gw = pull(ct)
                 seen.extend(jax.typeof(a).sharding.spec for a in (gx, gw))
                 return [y, gx, gw]
 
-            close(run(xs, ws, cts), CASE.maps(x, w, ct))
+            close(run(xs, ws, cts), PLAIN.maps(x, w, ct))
             # Images stay where they are; the kernel's gradient is whole everywhere.
             assert [spec[0] for spec in seen] == ["data", "data", None], seen
-            y = layer(CASE, lowering)(xs, ws)
+            y = layer(PLAIN, lowering)(xs, ws)
             assert jax.typeof(y).sharding.spec[0] == "data"
-            close(y, CASE.scatter(x, w))
+            close(y, PLAIN.scatter(x, w))
 
 
 @check
@@ -311,8 +284,8 @@ def explicit_sharding_of_filters() -> None:
         xs = jax.device_put(x, P("data"))
         ws = jax.device_put(w, P(None, None, "model", None))
         cts = jax.device_put(ct, P("data", None, None, "model"))
-        got = jax.jit(step(layer()))(xs, ws, cts)
-        close(got, CASE.maps(x, w, ct))
+        got = jax.jit(with_gradients(layer()))(xs, ws, cts)
+        close(got, PLAIN.maps(x, w, ct))
         y, gx, gw = got
         assert jax.typeof(y).sharding.spec == P("data", None, None, "model")
         assert jax.typeof(gx).sharding.spec[0] == "data"
@@ -339,24 +312,24 @@ def explicit_sharding_of_what_the_sum_is_over() -> None:
         for x_spec, w_spec in placements:
             xs, ws = jax.device_put(x, x_spec), jax.device_put(w, w_spec)
             got = run(xs, ws, jax.device_put(ct, P()))
-            close(got, CASE.maps(x, w, ct))
+            close(got, PLAIN.maps(x, w, ct))
             for array, gradient in zip((xs, ws), got[1:], strict=True):
                 assert gradient.sharding.is_equivalent_to(array.sharding, array.ndim)
     placed = NamedSharding(mesh(AxisType.Explicit), P(None, None, "model"))
-    close(layer()(x, jax.device_put(w, placed)), CASE.scatter(x, w))
+    close(layer()(x, jax.device_put(w, placed)), PLAIN.scatter(x, w))
 
 
 @check
 def explicit_sharding_of_second_order_and_of_vmap() -> None:
     x, w, _ = operands()
 
-    want = hessian_product(layer(CASE, "lax"), x, w)
+    want = hessian_product(layer(PLAIN, "lax"), x, w)
     with jax.set_mesh(mesh(AxisType.Explicit)):
         xs, ws = jax.device_put(x, P("data")), jax.device_put(w, P())
         close(hessian_product(layer(), xs, ws), want)
         ensemble = jax.device_put(np.stack([w, 2 * w]), P())
         got = jax.jit(jax.vmap(layer(), (None, 0)))(xs, ensemble)
-        close(got, np.stack([CASE.scatter(x, w), CASE.scatter(x, 2 * w)]))
+        close(got, np.stack([PLAIN.scatter(x, w), PLAIN.scatter(x, 2 * w)]))
 
 
 @check
@@ -367,7 +340,7 @@ def explicit_and_manual_axes_together() -> None:
         f = jax.shard_map(layer(), axis_names={"data"}, **specs)
         xs, ws = jax.device_put(x, P("data")), jax.device_put(w, P())
         cts = jax.device_put(ct, P("data"))
-        close(jax.jit(step(f))(xs, ws, cts), CASE.maps(x, w, ct))
+        close(jax.jit(with_gradients(f))(xs, ws, cts), PLAIN.maps(x, w, ct))
 
 
 @check
@@ -395,10 +368,10 @@ def export_of_a_sharded_step() -> None:
     images, whole = NamedSharding(m, P("data")), NamedSharding(m, P())
     where = (images, whole, images)
     placed = [jax.device_put(a, s) for a, s in zip((x, w, ct), where, strict=True)]
-    run = jax.jit(step(layer()), in_shardings=where)
+    run = jax.jit(with_gradients(layer()), in_shardings=where)
     exported = export.export(run)(*placed)
     assert exported.nr_devices == 8
-    close(jax.jit(exported.call)(*placed), CASE.maps(x, w, ct))
+    close(jax.jit(exported.call)(*placed), PLAIN.maps(x, w, ct))
 
 
 # One image whose height is split over all devices, and a layer of K > s whose windows cross them.
@@ -445,7 +418,7 @@ def sizes(text: str) -> list[int]:
 
 def check_tall(run: Any, placed: Any) -> None:
     """As alone, with rows passed between neighbours, and nothing near as large as alone."""
-    alone = jax.jit(step(plain)).lower(*tall()).compile()
+    alone = jax.jit(with_gradients(plain)).lower(*tall()).compile()
     compiled = run.lower(*placed).compile()
     close(compiled(*placed), alone(*tall()))
     text = compiled.as_text()
@@ -462,7 +435,7 @@ def halo_exchange_in_shard_map() -> None:
     f = jax.shard_map(with_halo, mesh=rows, **specs)
     where = [NamedSharding(rows, s) for s in (P(None, "rows"), P(), P(None, "rows"))]
     placed = [jax.device_put(a, s) for a, s in zip(tall(), where, strict=True)]
-    check_tall(jax.jit(step(f)), placed)
+    check_tall(jax.jit(with_gradients(f)), placed)
 
 
 @check
@@ -471,7 +444,7 @@ def halo_exchange_by_the_partitioner() -> None:
     where = [NamedSharding(rows, s) for s in (P(None, "rows"), P(), P(None, "rows"))]
     placed = [jax.device_put(a, s) for a, s in zip(tall(), where, strict=True)]
     out = [where[2], where[0], where[1]]
-    check_tall(jax.jit(step(plain), out_shardings=out), placed)
+    check_tall(jax.jit(with_gradients(plain), out_shardings=out), placed)
 
 
 def main() -> None:

@@ -7,13 +7,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from checks import normal
 from upconv import linen
 
 LAYERS = {1: linen.Conv1DTranspose, 2: linen.Conv2DTranspose, 3: linen.Conv3DTranspose}
-
-
-def normal(rng: np.random.Generator, *shape: int) -> np.ndarray:
-    return rng.normal(size=shape).astype(np.float32)
 
 
 def integers(rng: np.random.Generator, low: int, high: int, rank: int) -> tuple[int, ...]:

@@ -6,18 +6,17 @@ programs do.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from checks import Function, normal, with_gradients
+
 # Float32 leaves errors of 1e-7 of the largest element; a product lost or misplaced leaves 1e-1.
 TOLERANCE = 1e-5
-
-Function = Callable[..., jax.Array]
 
 
 def in_parts(parts: int) -> pytest.MarkDecorator:
@@ -39,9 +38,9 @@ class Call(NamedTuple):
     args: tuple[Any, ...]
 
 
-def with_gradients(
+def in_one_program(
     functions: Sequence[Sequence[Function]], args: Sequence[tuple[Any, ...]], cts: Sequence[Any]
-) -> list[list[tuple[Any, tuple[Any, ...]]]]:
+) -> list[list[list[Any]]]:
     """Outputs and gradients of all `functions[i]` on `args[i]`, by one program.
 
     Args:
@@ -51,13 +50,9 @@ def with_gradients(
     """
 
     def run(args: Any, cts: Any) -> Any:
-        def each(f: Function, args: Any, ct: Any) -> Any:
-            y, pull = jax.vjp(f, *args)
-            return y, pull(ct)
-
         return [
-            [each(f, *given) for f in alike]
-            for alike, *given in zip(functions, args, cts, strict=True)
+            [with_gradients(f)(*given, ct) for f in alike]
+            for alike, given, ct in zip(functions, args, cts, strict=True)
         ]
 
     return jax.jit(run)(args, cts)
@@ -76,7 +71,7 @@ def compare(calls: Iterable[Call], seed: int = 0, tolerance: float = TOLERANCE) 
         shapes = [jax.eval_shape(f, *call.args) for f in functions]
         assert len({(shape.shape, shape.dtype) for shape in shapes}) == 1, call.name
         cts.append(normal(rng, *shapes[0].shape, dtype=shapes[0].dtype))
-    results = with_gradients(
+    results = in_one_program(
         [[f for pair in call.pairs.values() for f in pair] for call in calls],
         [call.args for call in calls],
         cts,
@@ -104,10 +99,6 @@ def error(name: str, ours: Any, theirs: Any, tolerance: float = TOLERANCE) -> fl
         assert off <= tolerance * size, f"{where}: off by {off:.3g} where the largest is {size:.3g}"
         worst = max(worst, off / size if size else 0.0)
     return worst
-
-
-def normal(rng: np.random.Generator, *shape: int, dtype: Any = jnp.float32) -> np.ndarray:
-    return rng.normal(size=shape).astype(np.float32).astype(dtype)
 
 
 def pair_of_pads(rng: np.random.Generator, reach: int) -> tuple[int, int]:

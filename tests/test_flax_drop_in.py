@@ -22,7 +22,8 @@ from flax import nnx, serialization
 
 import upconv.linen
 import upconv.nnx
-from side_by_side import Call, compare, error, in_parts, is_refused, normal, pair_of_pads
+from checks import normal
+from side_by_side import Call, compare, error, in_parts, is_refused, pair_of_pads
 
 # So many layers are compared, in parts of so many that are compiled together.
 PARTS, AT_ONCE = 12, 25

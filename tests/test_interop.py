@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 from flax import nnx as flax_nnx
 
-from exchange import LAYERS, assert_close, assert_same_bits, draw_layer, integers, normal, run
+from checks import normal
+from exchange import LAYERS, assert_close, assert_same_bits, draw_layer, integers, run
 from upconv import activations, conv_transpose, initializers, interop, linen, nnx
 from upconv.constraints import MaxNorm, MinMaxNorm, NonNeg, UnitNorm
 from upconv.layer import Layer

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from jax import export, lax
 
-from side_by_side import Call, compare, error, in_parts, is_refused, normal, pair_of_pads
+from checks import normal
+from side_by_side import Call, compare, error, in_parts, is_refused, pair_of_pads
 from upconv.lax import conv_transpose, flax_conv_transpose, flax_kernel_shape
 
 # So many calls are compared, in parts of so many that are compiled together.

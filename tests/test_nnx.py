@@ -17,7 +17,8 @@ from flax.traverse_util import flatten_dict
 
 import oracle
 import upconv.linen
-from side_by_side import error, normal
+from checks import normal
+from side_by_side import error
 from upconv import initializers
 from upconv.constraints import MaxNorm, NonNeg
 from upconv.nnx import (

@@ -26,6 +26,7 @@ from jax import export
 from jax.test_util import check_grads
 
 import upconv
+from checks import loss, near, normal
 from upconv import (
     activations,
     constraints,
@@ -92,23 +93,24 @@ TYPE = Row(without=dict.fromkeys(PROPERTIES, "a name for types"))
 STATIC = "it computes with static integers"
 
 
-def normal(dtype: Any, *shape: int, seed: int = 0) -> jax.Array:
-    return jnp.asarray(np.random.default_rng((seed, *shape)).normal(size=shape), dtype)
+def seeded(dtype: Any, *shape: int, seed: int = 0) -> jax.Array:
+    """A normal array that its shape and the seed decide."""
+    return jnp.asarray(normal(np.random.default_rng((seed, *shape)), *shape, dtype=dtype))
 
 
 def convolution(f: Function) -> Callable[[Any], tuple[Function, tuple[Any, ...]]]:
-    return lambda dtype: (f, (normal(dtype, 2, 4, 3, 3), normal(dtype, 3, 2, 3, 3)))
+    return lambda dtype: (f, (seeded(dtype, 2, 4, 3, 3), seeded(dtype, 3, 2, 3, 3)))
 
 
 def elementwise(f: Function) -> Row:
     return Row(
-        use=lambda dtype: (f, (normal(dtype, 2, 4, 3),)), value=lambda: f, symbolic=("n, m, 3",)
+        use=lambda dtype: (f, (seeded(dtype, 2, 4, 3),)), value=lambda: f, symbolic=("n, m, 3",)
     )
 
 
 def penalty_of(f: Function) -> Row:
     return Row(
-        use=lambda dtype: (f, (normal(dtype, 4, 3, 2),)),
+        use=lambda dtype: (f, (seeded(dtype, 4, 3, 2),)),
         value=lambda: f,
         symbolic=("n, 3, 2",),
         wide=True,
@@ -120,7 +122,7 @@ ORTHOGONAL = penalty_of(regularizers.Orthogonal(0.1))
 
 def projection(f: Function) -> Row:
     return Row(
-        use=lambda dtype: (f, (normal(dtype, 4, 3, 2),)),
+        use=lambda dtype: (f, (seeded(dtype, 4, 3, 2),)),
         value=lambda: f,
         symbolic=("n, 3, 2",),
     )
@@ -145,7 +147,7 @@ def drawing(initializer: Any, **without: str) -> Row:
 def images(rank: int, dtype: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Input, kernel and bias of the layers below."""
     space, kernel_size = (4, 3, 2)[:rank], (3, 2, 2)[:rank]
-    return normal(dtype, 2, *space, 3), normal(dtype, *kernel_size, 4, 3), normal(dtype, 4)
+    return seeded(dtype, 2, *space, 3), seeded(dtype, *kernel_size, 4, 3), seeded(dtype, 4)
 
 
 def layer_arguments(rank: int) -> dict[str, Any]:
@@ -213,7 +215,7 @@ def transformation(make: Callable[[], optax.GradientTransformation]) -> Row:
         return optimizer.update({"kernel": gradient}, optimizer.init(params), params)[0]
 
     return Row(
-        use=lambda dtype: (update, (normal(dtype, 4, 3, 2), normal(dtype, 4, 3, 2, seed=1))),
+        use=lambda dtype: (update, (seeded(dtype, 4, 3, 2), seeded(dtype, 4, 3, 2, seed=1))),
         symbolic=("n, 3, 2", "n, 3, 2"),
         without=FACTORY
         | no_value("a pair of functions, as all of optax's")
@@ -247,7 +249,7 @@ TABLE: dict[str, Row] = {
     "upconv.penalty": Row(
         use=lambda dtype: (
             lambda w: upconv.penalty({"kernel": w}, RULES),
-            (normal(dtype, 4, 3, 2),),
+            (seeded(dtype, 4, 3, 2),),
         ),
         symbolic=("n, 3, 2",),
         without=FUNCTION,
@@ -315,7 +317,7 @@ TABLE: dict[str, Row] = {
     "upconv.linen.losses": Row(
         use=lambda dtype: (
             lambda a: linen.losses({"losses": {"up": {"activity": a}}}),
-            (normal(dtype, 4),),
+            (seeded(dtype, 4),),
         ),
         symbolic=("n",),
         without=FUNCTION,
@@ -331,7 +333,7 @@ TABLE: dict[str, Row] = {
     "upconv.nnx.losses": Row(
         use=lambda dtype: (
             lambda a: nnx.losses(flax_nnx.Dict(up=nnx.Loss(a))),
-            (normal(dtype, 4),),
+            (seeded(dtype, 4),),
         ),
         symbolic=("n",),
         without=FUNCTION,
@@ -427,21 +429,11 @@ def used(row: Row, dtype: Any = jnp.float32) -> tuple[Function, tuple[Any, ...]]
     return row.use(dtype)
 
 
-def close(got: Any, want: Any, tolerance: float = 1e-5) -> None:
+def alike(got: Any, want: Any) -> None:
     assert jax.tree.structure(got) == jax.tree.structure(want)
     for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         assert (g.shape, g.dtype) == (w.shape, w.dtype)
-        near(g, w, tolerance)
-
-
-def near(got: Any, want: Any, tolerance: float) -> None:
-    got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
-    np.testing.assert_allclose(got, want, rtol=0, atol=tolerance * np.abs(want).max(initial=1e-3))
-
-
-def loss(f: Function) -> Function:
-    """Not linear, and of every output."""
-    return lambda *args: sum(jnp.sum(jnp.sin(y)) for y in jax.tree.leaves(f(*args)))
+        near(g, w, 1e-5)
 
 
 def gradient(f: Function, args: tuple[Any, ...]) -> Function:
@@ -468,7 +460,7 @@ def check_jit(name: str, row: Row) -> None:
         return f(*args)
 
     for given in (args, another(args)):
-        close(compiled(*given), f(*given))
+        alike(compiled(*given), f(*given))
     assert len(traces) == 1
 
 
@@ -477,7 +469,7 @@ def check_vmap(name: str, row: Row) -> None:
     every = [args, another(args), another(another(args))]
     stacked = [jnp.stack(column) for column in zip(*every, strict=True)]
     want = jax.tree.map(lambda *ys: jnp.stack(ys), *(f(*given) for given in every))
-    close(jax.vmap(f)(*stacked), want)
+    alike(jax.vmap(f)(*stacked), want)
 
 
 def check_grad(name: str, row: Row) -> None:
@@ -537,12 +529,12 @@ def check_export(name: str, row: Row) -> None:
         for a, spec in zip(args, row.symbolic, strict=True)
     ]
     exported = export.export(jax.jit(f))(*shapes)
-    close(exported.call(*args), f(*args))
+    alike(exported.call(*args), f(*args))
     symbols = {str(d) for s in shapes for d in s.shape if not isinstance(d, int)}
     assert symbols
     if ("n" in row.symbolic[0].split(", ")[0] and len(args) == 1) or row.symbolic[1:] == (None,):
         more = (jnp.concatenate([args[0]] * 2), *args[1:])
-        close(exported.call(*more), f(*more))
+        alike(exported.call(*more), f(*more))
 
 
 def check_no_images(name: str, row: Row) -> None:

@@ -12,6 +12,7 @@ import optax
 import pytest
 from flax.core import freeze
 
+from checks import normal
 from upconv.constraints import MaxNorm, NonNeg
 from upconv.regularizers import L1, L1L2, L2
 from upconv.rules import Rule, named_leaves
@@ -26,21 +27,18 @@ RULES = {
 }
 
 
-def normal(rng: np.random.Generator, *shape: int, dtype: Any = jnp.float32) -> jax.Array:
-    return jnp.asarray(rng.normal(size=shape), dtype)
-
-
 @pytest.fixture
 def params(rng: np.random.Generator) -> Params:
-    return {
+    params = {
         "encoder": {"kernel": normal(rng, 3, 2), "bias": normal(rng, 2)},
         "decoder": {"up": {"kernel": normal(rng, 2, 3, 4, 5), "bias": normal(rng, 4)}},
     }
+    return jax.tree.map(jnp.asarray, params)
 
 
 @pytest.fixture
 def gradients(params: Params, rng: np.random.Generator) -> Params:
-    return jax.tree.map(lambda p: normal(rng, *p.shape), params)
+    return jax.tree.map(lambda p: jnp.asarray(normal(rng, *p.shape)), params)
 
 
 def one_step(optimizer: Any, gradients: Any, params: Any) -> Any:

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from exchange import assert_close, assert_same_bits, draw_layer, integers, normal, run
+from checks import normal
+from exchange import assert_close, assert_same_bits, draw_layer, integers, run
 from upconv import interop, linen
 from upconv.transforms import penalty
 

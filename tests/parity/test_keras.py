@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 import upconv.linen
-from side_by_side import error, normal, with_gradients
+from checks import normal
+from side_by_side import error, in_one_program
 from upconv import constraints, initializers, regularizers
 
 pytestmark = pytest.mark.parity
@@ -176,7 +177,7 @@ class Drawn(NamedTuple):
         variables = [v.value for v in layer.trainable_variables]
         *slopes, dx = tape.gradient(y, [*variables, x], ct)
         slopes = dict(zip(self.weights, map(np.asarray, slopes), strict=True))
-        return np.asarray(y), (slopes, np.asarray(dx))
+        return [np.asarray(y), slopes, np.asarray(dx)]
 
     def ours(self) -> tuple[Callable[..., jax.Array], tuple[Any, ...]]:
         """The layer, and what it is called with."""
@@ -270,7 +271,7 @@ def test_random_layers(part: int, tf: ModuleType, keras: ModuleType, measured: A
     cases, rng = drawn(part), np.random.default_rng(part)
     functions, args = zip(*(case.ours() for case in cases), strict=True)
     cts = [normal(rng, *jax.eval_shape(f, *a).shape) for f, a in zip(functions, args, strict=True)]
-    results = with_gradients([[f] for f in functions], args, cts)
+    results = in_one_program([[f] for f in functions], args, cts)
     for i, (case, (ours,), ct) in enumerate(zip(cases, results, cts, strict=True)):
         name = f"{part}.{i} {case.x.shape} {case.kernel.shape} {case.arguments}"
         measured("Keras's ConvTranspose", error(name, ours, case.theirs(tf, keras, ct)))

@@ -17,7 +17,8 @@ import pytest
 
 import upconv
 import upconv.linen
-from side_by_side import Call, compare, error, normal
+from checks import normal
+from side_by_side import Call, compare, error
 from upconv.interop import from_keras
 
 pytestmark = pytest.mark.parity

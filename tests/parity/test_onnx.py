@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from side_by_side import error, normal
+from checks import normal
+from side_by_side import error
 from upconv.interop import from_onnx
 
 pytestmark = pytest.mark.parity

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 import upconv.linen
-from side_by_side import error, normal, with_gradients
+from checks import normal
+from side_by_side import error, in_one_program
 
 pytestmark = pytest.mark.parity
 
@@ -48,7 +49,7 @@ class Drawn(NamedTuple):
         y = function(*tensors, **self.arguments)
         y.backward(torch.tensor(ct))
         x, weight, *bias = (t.grad.numpy() for t in tensors)
-        return y.detach().numpy(), ({"kernel": to_kernel(weight)} | named(bias), x)
+        return [y.detach().numpy(), {"kernel": to_kernel(weight)} | named(bias), x]
 
     def ours(self) -> tuple[Callable[..., jax.Array], tuple[Any, ...]]:
         """The layer, and what it is called with."""
@@ -140,7 +141,7 @@ def test_random_layers(part: int, torch: ModuleType, measured: Any) -> None:
     cases, rng = drawn(part), np.random.default_rng(part)
     functions, args = zip(*(case.ours() for case in cases), strict=True)
     cts = [normal(rng, *case.output_shape) for case in cases]
-    results = with_gradients([[f] for f in functions], args, cts)
+    results = in_one_program([[f] for f in functions], args, cts)
     for i, (case, (ours,), ct) in enumerate(zip(cases, results, cts, strict=True)):
         name = f"{part}.{i} {case.x.shape} {case.weight.shape} {case.arguments}"
         measured("PyTorch's conv_transpose", error(name, ours, case.theirs(torch, ct)))
