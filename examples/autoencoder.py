@@ -1,4 +1,4 @@
-"""The task `autoencoder`: handwritten digits through a few numbers, against PCA with as many."""
+"""The task `autoencoder`: encodes digits as a few numbers; compared with PCA by as many."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Model(configs.Declarations):
     features: tuple[int, ...] = (24, 48)
     """Channels of the encoder; the decoder's are the same in reverse."""
     kernel_size: int = 4
-    """Of the decoder's transposed convolutions."""
+    """Size of the kernels of the decoder's transposed convolutions."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -56,7 +56,7 @@ def build(config: Config) -> Autoencoder:
 
 
 class Autoencoder(Supervised):
-    """Digits to codes and back; see `task.Task`."""
+    """Maps digits to codes and back; see `task.Task`."""
 
     def __init__(self, config: Config, split: data.Split) -> None:
         self.config = config
@@ -86,7 +86,7 @@ class Autoencoder(Supervised):
         }
 
     def pictures(self, state: State) -> dict[str, np.ndarray]:
-        """Held-out digits; below them what the autoencoder makes of them, and what PCA does."""
+        """Held-out digits, and below them their reconstructions by the autoencoder and by PCA."""
         images = self.split.heldout[:COLUMNS]
         rows = [images, self.decoded(state.params, images), self.linear[:COLUMNS]]
         return {"reconstructions": pictures.enlarged(pictures.grid(rows))}
@@ -129,5 +129,5 @@ def build_model(config: Config, shape: tuple[int, ...]) -> models.Autoencoder:
 
 
 def squared_error(a: np.ndarray, b: np.ndarray) -> float:
-    """The mean over all pixels."""
+    """The mean squared error over all pixels."""
     return float(np.mean(np.square(a - b)))

@@ -3,9 +3,9 @@
     python examples/checkerboard.py            # writes docs/images/checkerboard.png
     python examples/checkerboard.py --help
 
-Two layers of stride 2 enlarge a photograph of a quarter of its size, with three kinds of kernels:
-of a size that the stride does not divide, of one that it divides, and of that one initialized by
-`icnr`.
+Two layers of stride 2 enlarge a photograph from a quarter of its height and width, with three kinds
+of kernels: of a size that the stride does not divide, of a size that it divides, and of the latter
+size but initialized by `icnr`.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ PICTURE = Path(__file__).parents[1] / "docs" / "images" / "checkerboard.png"
 
 @dataclass(frozen=True)
 class Config:
-    """What is drawn, and where to.
+    """What is drawn, and where it is written.
 
     Attributes:
-      steps: of Adam on the one photograph, before the second row is drawn.
+      steps: how many Adam takes on the one photograph before the second row is drawn.
       learning_rate: of Adam.
       features: channels between the two layers.
       seed: of the initial parameters.
@@ -67,14 +67,14 @@ KINDS = (
 
 
 class Enlarge(nn.Module):
-    """Four times as high and wide."""
+    """Makes an image four times as high and wide."""
 
     kind: Kind
     features: int
 
     @nn.compact
     def __call__(self, image: jax.Array) -> jax.Array:
-        """`(height, width, 1)` to `(4 * height, 4 * width, 1)`."""
+        """Maps `(height, width, 1)` to `(4 * height, 4 * width, 1)`."""
 
         def up(filters: int, activation: str | None) -> Conv2DTranspose:
             return Conv2DTranspose(
@@ -161,10 +161,10 @@ SIDE, GAP, LINE = 104, 8, 20
 
 
 def panel(image: np.ndarray, like: np.ndarray) -> np.ndarray:
-    """The middle of an image, twice as large, as grey as the photograph is there."""
+    """The middle of an image, twice as large, with the photograph's brightness and contrast."""
     middle = tuple(slice((n - SIDE) // 2, (n + SIDE) // 2) for n in like.shape[:2])
     part, wanted = image[middle][..., 0], like[middle][..., 0]
-    # A layer that has not learned yet has its own contrast, and may be negative.
+    # A layer that has not learned yet has a contrast of its own, and may show a negative.
     slope, offset = np.polyfit(part.ravel(), wanted.ravel(), 1)
     if abs(slope * part.std()) < 0.6 * wanted.std():
         slope = np.copysign(wanted.std() / part.std(), slope)
@@ -173,7 +173,7 @@ def panel(image: np.ndarray, like: np.ndarray) -> np.ndarray:
 
 
 def picture(rows: dict[str, list[tuple[str, np.ndarray]]]) -> Image.Image:
-    """Panels in labelled rows, each with a line above it."""
+    """Panels in labelled rows, each with its own label above it."""
     across = max(map(len, rows.values()))
     width = across * (2 * SIDE + GAP) + GAP
     height = len(rows) * (2 * SIDE + 2 * LINE + GAP) + GAP
@@ -190,7 +190,7 @@ def picture(rows: dict[str, list[tuple[str, np.ndarray]]]) -> Image.Image:
 
 
 def main(config: Config, say: Callable[[str], None] = print) -> None:
-    """Measures, says and draws it."""
+    """Measures the checkerboards, says how strong they are, and draws the picture."""
     large = photograph()
     rows = {}
     for steps in (0, config.steps):

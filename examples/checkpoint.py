@@ -1,4 +1,4 @@
-"""Checkpoints of a run: orbax keeps the arrays, a table beside them says what they are of."""
+"""Checkpoints of a run: orbax keeps the arrays, and a table beside them says what made them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-# Orbax warns of what read_only means.
+# Orbax warns about what read_only is meant to do.
 logging.getLogger("absl").setLevel(logging.ERROR)
 
 FORMAT = 1
-"""Of what is saved. A checkpoint of a higher format is refused."""
+"""The version of what is saved. A checkpoint of a later one is refused."""
 
 
 class CheckpointError(RuntimeError):
@@ -27,7 +27,7 @@ class CheckpointError(RuntimeError):
 class Checkpoints:
     """The checkpoints in the folder of a run, by step; the newest two are kept.
 
-    One that is not complete, since the process was killed while it was written, does not count.
+    One that is incomplete, because the process was killed while it was written, does not count.
     Where a run has several processes, all of them must make the same calls.
 
     Args:
@@ -50,11 +50,11 @@ class Checkpoints:
 
     @property
     def step(self) -> int | None:
-        """That of the newest, None if there is none."""
+        """The step of the newest, or None if there is none."""
         return self._manager.latest_step()
 
     def save(self, step: int, state: Any, about: dict[str, Any]) -> None:
-        """Save a pytree of arrays, and a table for JSON.
+        """Saves a pytree of arrays, and a table that JSON can hold.
 
         Returns once the arrays are copied; they are written in the background.
         """
@@ -65,7 +65,7 @@ class Checkpoints:
         self._manager.save(step, args=arguments, force=True)
 
     def about(self) -> dict[str, Any]:
-        """The table beside the newest.
+        """The table beside the newest state.
 
         Raises:
           CheckpointError: if it cannot be read, or was written by a later version of this module.
@@ -91,7 +91,7 @@ class Checkpoints:
           CheckpointError: if it cannot be read, or does not match.
         """
         like = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        # Beforehand: were it to find out while it reads, orbax would leave other reads behind.
+        # Compared beforehand: if orbax found out while reading, it would leave other reads behind.
         theirs, ours = self._arrays(), arrays(like)
         for name in sorted(theirs.keys() | ours.keys()):
             if theirs.get(name) != ours.get(name):
@@ -102,7 +102,7 @@ class Checkpoints:
         return self._restore(state=ocp.args.StandardRestore(like))["state"]
 
     def close(self) -> None:
-        """Wait until all is written."""
+        """Waits until all is written."""
         self._manager.close()
 
     @property
@@ -121,7 +121,7 @@ class Checkpoints:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Makes CheckpointErrors of what orbax, tensorstore and json raise: many kinds."""
+        """Turns the many errors of orbax, tensorstore and json into CheckpointErrors."""
         try:
             yield
         except Exception as error:

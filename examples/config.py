@@ -1,4 +1,4 @@
-"""What a training run is told: dataclasses, filled from a TOML file and from the command line."""
+"""The settings of a training run: dataclasses, filled from a TOML file and the command line."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ TASKS = ("autoencoder", "gan", "superres", "denoise")
 
 
 class ConfigError(Exception):
-    """A config that means nothing; the message names the key, and the file that it stands in.
+    """A config that makes no sense; the message names the key, and the file that it is in.
 
     Attributes:
-      key: the key that is at fault, which the message then begins with; None if no single one is.
+      key: the key that is at fault, with which the message begins; None if no single key is.
     """
 
     # Were it a ValueError, tyro would catch it and put words of its own around the message.
@@ -64,12 +64,12 @@ def declared(text: str | None, module: ModuleType) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Declarations:
-    """What a model's layers declare; a base for sections `model`."""
+    """What a model's layers declare; a base class for `model` sections."""
 
     kernel_regularizer: str | None = None
-    """For the transposed convolutions' kernels; a class of upconv.regularizers, and arguments."""
+    """For the transposed convolutions' kernels: a class of upconv.regularizers with arguments."""
     kernel_constraint: str | None = None
-    """For the same kernels; a class of upconv.constraints, and arguments."""
+    """For the same kernels: a class of upconv.constraints with arguments."""
 
     def __post_init__(self) -> None:
         for key in ("regularizer", "constraint"):
@@ -89,10 +89,10 @@ class Declarations:
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """Adam, its learning rate falling to 0 along a cosine."""
+    """Adam, with a learning rate that falls to 0 along a cosine."""
 
     learning_rate: float = 1e-3
-    """At the first step."""
+    """The learning rate at the first step."""
 
     def __post_init__(self) -> None:
         good = 0 < self.learning_rate < float("inf")
@@ -101,24 +101,24 @@ class Optimizer:
 
 @dataclasses.dataclass(frozen=True)
 class Train:
-    """The loop."""
+    """The training loop."""
 
     steps: int = 2000
-    """Updates of the parameters."""
+    """How many times the parameters are updated."""
     batch_size: int = 100
-    """Examples per step, on all devices together."""
+    """Examples per step, all devices taken together."""
     log_every: int = 100
-    """Steps from one line of metrics to the next; a line has means over them."""
+    """Steps from one line of metrics to the next; a line has the means over these steps."""
     evaluate_every: int = 500
-    """Steps from one evaluation, with pictures, to the next; it makes a line too."""
+    """Steps from one evaluation, with pictures, to the next; it also writes a line of metrics."""
     checkpoint_every: int = 500
     """Steps from one checkpoint to the next; the last two are kept."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of activations; parameters and the optimizer's state are float32."""
+    """The dtype of activations; parameters and the optimizer's state are float32."""
     tensorboard: bool = False
-    """Whether to write the metrics for TensorBoard, too; needs the extra `tensorboard`."""
+    """Also write the metrics for TensorBoard; needs the extra `tensorboard`."""
     seed: int = 0
-    """Of the parameters, the batches and the split."""
+    """Decides the initial parameters, the batches and any random split of the data."""
 
     def __post_init__(self) -> None:
         for key in ("steps", "batch_size", "log_every", "evaluate_every", "checkpoint_every"):
@@ -128,16 +128,16 @@ class Train:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """A training run, so far as it is the same for every task."""
+    """The settings that a training run has whatever its task."""
 
     task: tyro.conf.Suppress[str]
     """The module that says what is trained."""
     run: str | None = None
-    """The folder to write to; runs/NAME for configs/NAME.toml if left out."""
+    """The folder to write to; by default runs/NAME for configs/NAME.toml."""
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Go on from the last checkpoint in that folder."""
+    """Continue from the last checkpoint in that folder."""
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Start anew although the folder has a checkpoint, and delete what is there."""
+    """Start afresh even if the folder has a checkpoint, and delete what is there."""
     train: Train = Train()
 
 
@@ -145,7 +145,7 @@ def from_command_line(argv: Sequence[str], description: str) -> Config:
     """The config that the first argument names, with the overrides that follow it.
 
     Raises:
-      ConfigError: if the file cannot be read, or if it or an override means nothing.
+      ConfigError: if the file cannot be read, or if it or an override makes no sense.
       SystemExit: with status 2 if an override cannot be read, with 0 after `--help`.
     """
     if not argv:
@@ -180,7 +180,7 @@ def load(path: Path) -> Config:
 
 
 def from_table(table: dict[str, Any]) -> Config:
-    """The config that a TOML file, or a checkpoint, holds as a table; its task knows the type.
+    """The config that a TOML file or a checkpoint holds as a table; its task decides the type.
 
     Raises:
       ConfigError: naming the key.
@@ -193,12 +193,12 @@ def from_table(table: dict[str, Any]) -> Config:
 
 
 def to_table(config: Config) -> dict[str, Any]:
-    """The inverse of `from_table`, of what JSON can hold."""
+    """The inverse of `from_table`; the table holds only what JSON can."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def _typed(annotation: Any, value: Any, key: str) -> Any:
-    """What TOML holds as the type that a dataclass asks for."""
+    """Converts what TOML holds to the type that a dataclass asks for."""
     if dataclasses.is_dataclass(annotation):
         return _section(annotation, value, key)
     expected = getattr(annotation, "__name__", "value")

@@ -1,4 +1,4 @@
-"""The images that the examples train on. They come with a package; none is downloaded."""
+"""The images that the examples train on. They come with a package; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Digits:
     """The images."""
 
     heldout: int = 1000
-    """How many of the 5,000 digits training never sees."""
+    """How many of the 5,000 digits are held out from training."""
     shift: int = 1
-    """Training images are moved by up to this many pixels, at random."""
+    """Every training image is moved at random by up to this many pixels."""
 
     def __post_init__(self) -> None:
         configs.require(self.heldout > 0, "data.heldout", "positive", self.heldout)
@@ -42,7 +42,7 @@ def digits(heldout: int, seed: int = 0) -> Split:
 
     Args:
       heldout: how many to hold out, the same number of every class.
-      seed: decides, alone, which ones.
+      seed: alone decides which ones.
     """
     pixels, labels = mnist_data()
     images = (pixels / 255.0).astype(np.float32).reshape(-1, 28, 28, 1)
@@ -50,7 +50,7 @@ def digits(heldout: int, seed: int = 0) -> Split:
 
 
 def split_by_class(images: np.ndarray, labels: np.ndarray, heldout: int, seed: int) -> Split:
-    """Hold out the same number of images of every class; both parts come shuffled.
+    """Holds out the same number of images of every class; both parts come shuffled.
 
     Raises:
       ConfigError: if that is impossible.
@@ -68,7 +68,7 @@ def split_by_class(images: np.ndarray, labels: np.ndarray, heldout: int, seed: i
 
 
 def sample(rng: np.random.Generator, images: np.ndarray, count: int, shift: int = 0) -> np.ndarray:
-    """Draw `count` images, each moved by up to `shift` pixels; what moves in is black."""
+    """Draws `count` images, each moved by up to `shift` pixels; what moves in is black."""
     batch = images[rng.integers(len(images), size=count)]
     padded = np.pad(batch, ((0, 0), (shift, shift), (shift, shift), (0, 0)))
     height, width = images.shape[1:3]
@@ -88,13 +88,13 @@ def fit_pca(images: np.ndarray, components: int) -> PCA:
     """The linear autoencoder of least squared error on `images`."""
     rows = images.reshape(len(images), -1)
     mean = rows.mean(axis=0)
-    # The covariance is far smaller than the rows, and in float64 as exact as their own SVD.
+    # The covariance is far smaller than the rows, and in float64 no less exact than their SVD.
     covariance = np.cov(rows, rowvar=False, dtype=np.float64)
     directions = np.linalg.eigh(covariance).eigenvectors  # of ascending variance
     return PCA(mean, directions[:, ::-1][:, :components].T.astype(rows.dtype))
 
 
 def reconstruct(pca: PCA, images: np.ndarray) -> np.ndarray:
-    """Encode `images` by as many numbers as there are components, and decode them."""
+    """Encodes `images` by one number per component, and decodes them."""
     codes = (images.reshape(len(images), -1) - pca.mean) @ pca.components.T
     return (codes @ pca.components + pca.mean).reshape(images.shape)

@@ -1,7 +1,7 @@
-"""The task `denoise`: luminance without noise, against non-local means and total variation.
+"""The task `denoise`: removes noise; compared with non-local means and total variation.
 
 The noise is white and Gaussian, of known strength; the noisy image is not clipped. Pictures in
-color are restored one channel after another.
+colour are restored one channel after another.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Data(restoration.Data):
     """The photographs."""
 
     sigma: float = 25.0
-    """The standard deviation of the noise, white being 255."""
+    """The standard deviation of the noise, where white is 255."""
     crop: int = 64
     """Height and width of the crops."""
 
@@ -46,7 +46,7 @@ class Model(restoration.Model):
     """A U-Net."""
 
     features: tuple[int, ...] = (24, 48, 96)
-    """Channels, from the full size to the smallest; every size is half of the one before."""
+    """Channels, from the full size to the smallest; every size is half the one before."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -63,11 +63,11 @@ class Config(restoration.Config):
 
 
 class UNet(nn.Module):
-    """Images to images of the same shape, by way of smaller ones.
+    """Maps images to images of the same shape, by way of smaller ones.
 
     Ronneberger et al., "U-Net: Convolutional Networks for Biomedical Image Segmentation",
-    arXiv:1505.04597. Here the layers find the noise, which is taken away from the image: Zhang et
-    al., "Beyond a Gaussian Denoiser", arXiv:1608.03981.
+    arXiv:1505.04597. Here the layers estimate the noise, which is subtracted from the image: Zhang
+    et al., "Beyond a Gaussian Denoiser", arXiv:1608.03981.
 
     Attributes:
       features: channels, from the full size to the smallest.
@@ -100,7 +100,7 @@ class UNet(nn.Module):
                 name=f"up{level}",
             )(x)
             x = self.twice(filters, jnp.concatenate([passed.pop(), x], axis=-1))
-        # Zero to begin with: what a random guess of the noise would teach first is to make none.
+        # Zero at first: a random guess of the noise would only have to be unlearned.
         zeros = nn.initializers.zeros
         noise = nn.Conv(
             images.shape[-1], (3, 3), dtype=self.dtype, kernel_init=zeros, name="noise"
@@ -108,7 +108,7 @@ class UNet(nn.Module):
         return images.astype(jnp.float32) - noise.astype(jnp.float32)
 
     def twice(self, filters: int, x: jax.Array) -> jax.Array:
-        """Two convolutions: at stride 1, transposed ones are that too, and their gradients fast."""
+        """Two convolutions, written as transposed ones of stride 1, whose gradients are fast."""
         for _ in range(2):
             layer = Conv2DTranspose(
                 filters,
@@ -127,15 +127,15 @@ class UNet(nn.Module):
 
     @property
     def reach(self) -> int:
-        """How far from a pixel it looks, at most."""
-        # Two steps of 2**i on the way down and two on the way up (at the bottom there is one way),
-        # one more in the end, and of each block of the halvings any pixel.
+        """How far from a pixel the model looks, at most."""
+        # Two steps of 2**i on the way down and two on the way up (at the bottom, two in all), one
+        # more at the end, and any pixel of each block that the halvings join.
         levels = len(self.features)
         return 1 + sum(4 * 2**i for i in range(levels - 1)) + 2 * self.grid + self.grid - 1
 
 
 def space_to_depth(x: jax.Array) -> jax.Array:
-    """Blocks of 2 x 2 pixels as pixels with four times as many channels.
+    """Turns blocks of 2 x 2 pixels into pixels with four times as many channels.
 
     A dense layer on it is the 2 x 2 convolution of stride 2, whose own gradient XLA computes slowly
     on CPU.
@@ -154,7 +154,7 @@ def build(config: Config) -> Denoise:
 
 
 class Denoise(restoration.Restoration):
-    """Noisy photographs to clean ones; see `task.Task`."""
+    """Makes noisy photographs clean; see `task.Task`."""
 
     config: Config
 
@@ -173,12 +173,12 @@ class Denoise(restoration.Restoration):
         return [photos.luminance(image)]
 
     def pairs(self, rng: np.random.Generator, crops: list[np.ndarray]) -> Pair:
-        """Crops with noise of their own, in every step."""
+        """Crops, and the same with noise, which is new in every step."""
         (good,) = crops
         return Pair(self.noisy(rng, good), good)
 
     def noisy(self, rng: np.random.Generator, images: np.ndarray) -> np.ndarray:
-        """With noise of their own for all pixels and channels."""
+        """Adds noise to images, independent for all pixels and channels."""
         return images + np.float32(self.sigma) * rng.standard_normal(images.shape, np.float32)
 
     @cached_property
@@ -244,4 +244,4 @@ NL_MEANS = [
     *((True, patch, strength) for patch in (3, 5, 7) for strength in (0.4, 0.5, 0.6, 0.7)),
     *((False, patch, 0.8) for patch in (5, 7)),
 ]
-"""Of non-local means: whether fast, the patches' size, and h by sigma."""
+"""For non-local means: whether it is fast, the size of its patches, and h divided by sigma."""

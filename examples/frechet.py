@@ -27,15 +27,15 @@ class Gaussian(NamedTuple):
 
 
 def fit(features: np.ndarray) -> Gaussian:
-    """Of features `(n, FEATURES)`."""
+    """The Gaussian of features `(n, FEATURES)`."""
     features = features.astype(np.float64)
     return Gaussian(features.mean(axis=0), np.cov(features, rowvar=False))
 
 
 def distance(a: Gaussian, b: Gaussian) -> float:
-    r"""Squared, as usual: :math:`|\mu_a-\mu_b|^2 + \mathrm{tr}(C_a + C_b - 2 (C_a C_b)^{1/2})`.
+    r"""As usual, squared: :math:`|\mu_a-\mu_b|^2 + \mathrm{tr}(C_a + C_b - 2 (C_a C_b)^{1/2})`.
 
-    The formula is Dowson and Landau's (1982); Heusel et al., arXiv:1706.08500, take it for images.
+    The formula is Dowson and Landau's (1982); Heusel et al., arXiv:1706.08500, apply it to images.
     The trace of the root is that of the symmetric matrix :math:`(R C_b R)^{1/2}` with `R` the root
     of :math:`C_a`, whose eigenvalues are those of the product.
 
@@ -53,7 +53,7 @@ def distance(a: Gaussian, b: Gaussian) -> float:
 
 
 class Classifier(nnx.Module):
-    """Digits `(n, 28, 28, 1)` to `FEATURES` numbers and to the logits of ten classes."""
+    """Maps digits `(n, 28, 28, 1)` to `FEATURES` numbers and to the logits of ten classes."""
 
     def __init__(self, rngs: nnx.Rngs) -> None:
         self.conv1 = nnx.Conv(1, 16, (4, 4), strides=2, rngs=rngs)
@@ -62,17 +62,17 @@ class Classifier(nnx.Module):
         self.head = nnx.Linear(FEATURES, 10, rngs=rngs)
 
     def features(self, images: jax.Array) -> jax.Array:
-        """The last but one layer."""
+        """The outputs of the last layer but one."""
         x = nnx.relu(self.conv2(nnx.relu(self.conv1(images))))
         return nnx.relu(self.dense(x.reshape(len(x), -1)))
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """The logits."""
+        """The logits of the classes."""
         return self.head(self.features(images))
 
 
 def train_classifier(images: np.ndarray, labels: np.ndarray, seed: int) -> Classifier:
-    """A classifier of digits, decided by the arguments."""
+    """A trained classifier of digits; the arguments alone decide what it is."""
     graph, params = nnx.split(Classifier(nnx.Rngs(seed)))
     optimizer = optax.adam(optax.cosine_decay_schedule(2e-3, STEPS))
 
@@ -94,7 +94,7 @@ def train_classifier(images: np.ndarray, labels: np.ndarray, seed: int) -> Class
 
 
 class Critic:
-    """Judges images by their distance to real ones, in the features of a classifier of these.
+    """Judges images by their distance to real ones, in the features of a classifier.
 
     Attributes:
       accuracy: the classifier's, on the held-out digits.

@@ -1,4 +1,4 @@
-"""The task `gan`: handwritten digits from noise, by a DCGAN (arXiv:1511.06434) in Flax nnx."""
+"""The task `gan`: generates digits from noise, by a DCGAN (arXiv:1511.06434) in Flax nnx."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ ROWS, COLUMNS = 6, 16  # of the picture
 
 @dataclasses.dataclass(frozen=True)
 class Model(configs.Declarations):
-    """Generator and discriminator."""
+    """The generator and the discriminator."""
 
     latent: int = 64
-    """Numbers that an image is generated from, standard normal."""
+    """How many standard normal numbers an image is generated from."""
     features: tuple[int, int] = (64, 32)
-    """Channels of the generator at 7 x 7 and 14 x 14 pixels; the discriminator's in reverse."""
+    """Channels of the generator at 7 x 7 and 14 x 14 pixels; in reverse, the discriminator's."""
     kernel_size: int = 4
-    """Of the transposed convolutions, and of the convolutions."""
+    """Size of the kernels of transposed and plain convolutions."""
     averaging: float = 0.99
-    """The generator that is judged is an exponential average of those trained, of this decay."""
+    """The generator that is judged is an exponential average over the steps, with this decay."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -53,12 +53,12 @@ class Model(configs.Declarations):
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """Adam for each of the two, their learning rates falling to 0 along a cosine."""
+    """Adam for each of the two, with learning rates that fall to 0 along a cosine."""
 
     generator: float = 1e-3
-    """Its learning rate at the first step."""
+    """The generator's learning rate at the first step."""
     discriminator: float = 4e-4
-    """Its learning rate at the first step."""
+    """The discriminator's learning rate at the first step."""
     momentum: float = 0.5
     """Adam's first decay rate."""
 
@@ -80,7 +80,7 @@ class Config(configs.Config):
 
 
 class Generator(nnx.Module):
-    """Codes `(n, latent)` to images `(n, 28, 28, 1)` in [0, 1]."""
+    """Maps codes `(n, latent)` to images `(n, 28, 28, 1)` in [0, 1]."""
 
     def __init__(
         self,
@@ -112,7 +112,7 @@ class Generator(nnx.Module):
         self.up2 = Conv2DTranspose(second, 1, **up)
 
     def __call__(self, codes: jax.Array) -> jax.Array:
-        """Generates."""
+        """Generates images."""
         x = self.dense(codes).reshape(-1, 7, 7, self.first)
         x = self.up1(nnx.relu(self.norm1(x)))
         x = self.up2(nnx.relu(self.norm2(x)))
@@ -120,7 +120,7 @@ class Generator(nnx.Module):
 
 
 class Discriminator(nnx.Module):
-    """Images `(n, 28, 28, 1)` to the logits `(n,)` of being real; of a batch, within a step."""
+    """Maps images `(n, 28, 28, 1)` to logits `(n,)` of being real; works only within a step."""
 
     def __init__(
         self, features: tuple[int, int], kernel_size: int, dtype: DTypeLike, rngs: nnx.Rngs
@@ -132,14 +132,14 @@ class Discriminator(nnx.Module):
         self.head = nnx.Linear(7 * 7 * second, 1, dtype=dtype, rngs=rngs)
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Judges."""
+        """Judges images, which it normalizes over the batch."""
         x = nnx.leaky_relu(self.conv1(images), 0.2)
         x = nnx.leaky_relu(normalized(self.conv2(x)), 0.2)
         return self.head(x.reshape(len(x), -1))[:, 0].astype(jnp.float32)
 
 
 def normalized(x: jax.Array) -> jax.Array:
-    """Every channel to mean 0 and variance 1 over a batch and the devices that share it."""
+    """Brings every channel to mean 0 and variance 1 over a batch and the devices that share it."""
     wide = x.astype(jnp.float32)
     average = jax.lax.pmean(wide.mean(axis=(0, 1, 2)), DEVICES)
     variance = jax.lax.pmean(jnp.square(wide - average).mean(axis=(0, 1, 2)), DEVICES)
@@ -163,7 +163,7 @@ def build(config: Config) -> GAN:
 
 
 class GAN:
-    """Digits from noise; see `task.Task`."""
+    """Generates digits from noise; see `task.Task`."""
 
     def __init__(self, config: Config, split: data.Split) -> None:
         self.config = config
@@ -179,12 +179,12 @@ class GAN:
         self.about = [f"{len(split.train)} images to train on, {len(split.heldout)} held out"]
 
     def adam(self, rate: float) -> optax.GradientTransformation:
-        """With the cosine."""
+        """Adam, with a rate that falls along the cosine."""
         schedule = optax.cosine_decay_schedule(rate, self.config.train.steps)
         return optax.adam(schedule, b1=self.config.optimizer.momentum)
 
     def models(self, key: jax.Array) -> tuple[Generator, Discriminator]:
-        """Both, with fresh parameters."""
+        """Generator and discriminator, with fresh parameters."""
         model, dtype = self.config.model, self.config.train.compute_dtype
         rngs = nnx.Rngs(key)
         generator = Generator(
@@ -220,7 +220,7 @@ class GAN:
         return {"images": images, "codes": codes}
 
     def step(self, state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
-        """One update of both, each by what the other was before."""
+        """One update of both, each against what the other was before."""
 
         def generated(params: Any) -> tuple[jax.Array, Any]:
             generator = nnx.merge(self.graphs[0], params, state.statistics, copy=True)
@@ -230,7 +230,7 @@ class GAN:
             return nnx.merge(self.graphs[1], params)(images)
 
         def discriminator_loss(params: Any) -> jax.Array:
-            # Apart, since what is normalized together tells too much of each other.
+            # Apart, since images that are normalized together tell too much about each other.
             real, false = judged(params, batch["images"]), judged(params, fake)
             return mean(nnx.softplus(-real)) + mean(nnx.softplus(false))
 
@@ -259,7 +259,7 @@ class GAN:
         return new, {"loss": loss, "discriminator_loss": caught}
 
     def params(self, state: State) -> Any:
-        """The generator's: it has the constraints."""
+        """The generator's parameters, which are those under constraints."""
         return state.generator
 
     def evaluate(self, state: State) -> Figures:
@@ -278,7 +278,7 @@ class GAN:
         return {"samples": pictures.enlarged(pictures.grid(rows))}
 
     def baselines(self) -> Figures:
-        """The distance of other images, and how good the classifier behind it is."""
+        """The distances of other images, and how good the classifier behind them is."""
         return {
             "untrained_frechet": self.untrained,
             "heldout_frechet": self.critic.heldout,
@@ -287,7 +287,7 @@ class GAN:
 
     @cached_property
     def critic(self) -> Critic:
-        """Trained when it is first asked; the seed decides how."""
+        """What judges the images; trained when it is first asked for, as the seed decides."""
         return Critic(self.split, self.config.train.seed)
 
     @cached_property
@@ -297,12 +297,12 @@ class GAN:
         return self.critic.distance(self.samples(state, len(self.split.heldout)))
 
     def samples(self, state: State, count: int) -> np.ndarray:
-        """Images from the same codes whenever it is called."""
+        """Generated images, from the same codes at every call."""
         rng = np.random.default_rng(self.config.train.seed)
         codes = rng.standard_normal((count, self.config.model.latent), dtype=np.float32)
         return in_pieces(partial(self.generate, state.averaged), codes)
 
     def generated(self, averaged: Any, codes: jax.Array) -> jax.Array:
-        """By the averaged generator, with the statistics that it has learned."""
+        """Images by the averaged generator, with the statistics that it has learned."""
         generator = nnx.merge(self.graphs[0], *averaged)
         return nnx.view(generator, use_running_average=True)(codes)

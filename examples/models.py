@@ -14,7 +14,7 @@ from upconv.rules import Constraint, Regularizer
 
 
 class Encoder(nn.Module):
-    """Images to codes; every convolution halves height and width."""
+    """Maps images to codes; every convolution halves height and width."""
 
     features: tuple[int, ...]
     latent: int
@@ -29,7 +29,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Codes to the logits of images; every transposed convolution doubles height and width.
+    """Maps codes to the logits of images; every transposed convolution doubles height and width.
 
     Attributes:
       image_shape: height, width and channels of the images.
@@ -70,7 +70,7 @@ class Decoder(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """Images to logits of images, through a code of `latent` numbers.
+    """Maps images to logits of images, through a code of `latent` numbers.
 
     Attributes:
       image_shape: height, width and channels; height and width are divisible by
@@ -93,7 +93,7 @@ class Autoencoder(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
-        """Make the two halves."""
+        """Makes the two halves."""
         self.encoder = Encoder(self.features, self.latent, self.dtype)
         self.decoder = Decoder(
             self.image_shape,

@@ -1,7 +1,7 @@
 """Photographs to train on and to hold out, crops of them, and how restorations are measured.
 
 The photographs come with scikit-image and scikit-learn; none is downloaded. Images are float32,
-`(height, width, channels)`, nominally in [0, 1], unless something else is said.
+`(height, width, channels)`, nominally in [0, 1], unless stated otherwise.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from sklearn.datasets import load_sample_images
 
 import pictures
 
-# All that scikit-image's wheel itself holds and a camera took, on the ground or through a telescope
-# or a microscope. The others in `skimage.data` are drawn, scanned, tiny, or would be downloaded.
+# All photographs in scikit-image's own wheel, whether taken on the ground or through a telescope or
+# microscope. The other images of `skimage.data` are drawn, scanned, tiny, or would be downloaded.
 TRAINING: dict[str, Callable[[], np.ndarray]] = {
     "astronaut": skimage.data.astronaut,
     "brick": skimage.data.brick,
@@ -48,7 +48,7 @@ def training(names: Sequence[str]) -> list[np.ndarray]:
     """Photographs of scikit-image, grey or in colour, as floats.
 
     Raises:
-      ValueError: for a name that is not in `TRAINING`, or for none.
+      ValueError: for a name that is not in `TRAINING`, or for no names.
     """
     if not names or (unknown := [name for name in names if name not in TRAINING]):
         got = ", ".join(map(repr, unknown)) if names else "none"
@@ -73,7 +73,7 @@ def as_float(image: np.ndarray) -> np.ndarray:
 
 
 def as_bytes(image: np.ndarray) -> np.ndarray:
-    """Floats, rounded to 8 bits and clipped; without the axis of a single channel.
+    """Floats as 8-bit pixels, clipped; without the axis of a single channel.
 
     >>> as_bytes(np.array([[[-0.1], [0.5], [2.0]]])).tolist()
     [[0, 128, 255]]
@@ -92,7 +92,7 @@ def luminance(image: np.ndarray) -> np.ndarray:
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Bicubic as Pillow has it (Keys, a = -0.5), with antialiasing where the image shrinks.
+    """Resizes by Pillow's bicubic filter (Keys, a = -0.5), with antialiasing if the image shrinks.
 
     >>> resize(np.ones((4, 6, 2), np.float32), 8, 3).shape
     (8, 3, 2)
@@ -105,7 +105,7 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def trim(image: np.ndarray, factor: int) -> np.ndarray:
-    """Without the last rows and columns, so that `factor` divides height and width."""
+    """Leaves out the last rows and columns, so that `factor` divides height and width."""
     height, width, _ = image.shape
     return image[: height - height % factor, : width - width % factor]
 
@@ -121,7 +121,7 @@ def shrink(image: np.ndarray, factor: int) -> np.ndarray:
 
 
 def psnr(truth: np.ndarray, image: np.ndarray) -> float:
-    """The peak signal-to-noise ratio in dB, of all pixels; values outside [0, 1] are clipped.
+    """The peak signal-to-noise ratio in dB over all pixels; values outside [0, 1] are clipped.
 
     >>> psnr(np.zeros((4, 4, 1)), np.full((4, 4, 1), 0.1))
     20.0
@@ -151,12 +151,12 @@ def ssim(truth: np.ndarray, image: np.ndarray) -> float:
 def crops(
     rng: np.random.Generator, images: Sequence[Sequence[np.ndarray]], count: int, size: int
 ) -> list[np.ndarray]:
-    """Draw square crops, each turned or mirrored in one of the eight ways a square allows.
+    """Draws square crops, each turned or mirrored in one of the eight ways a square allows.
 
     All places in all images are equally likely.
 
     Args:
-      rng: decides all.
+      rng: decides everything.
       images: each a sequence of views of one thing, `(scale * height, scale * width, channels)`,
         with an integer scale of its own for each view and 1 for the first.
       count: how many crops.
@@ -192,7 +192,7 @@ def turned(image: np.ndarray, turn: int) -> np.ndarray:
 
 
 def turned_back(image: np.ndarray, turn: int) -> np.ndarray:
-    """What `turned` had made of the result.
+    """Undoes `turned`.
 
     >>> image = np.arange(6).reshape(2, 3, 1)
     >>> all(np.array_equal(turned_back(turned(image, i), i), image) for i in range(8))
@@ -212,7 +212,7 @@ def tiled(
 ) -> np.ndarray:
     """What `apply` makes of an image of any size, tile by tile, without seams.
 
-    The image is continued by its mirror image, and cut into tiles of one shape that overlap.
+    The image is continued by its mirror image, and cut into overlapping tiles of one shape.
 
     Args:
       apply: maps `(1, tile, tile, channels)` to `(1, scale * tile, scale * tile, channels')`.

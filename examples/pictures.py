@@ -55,7 +55,7 @@ def grid(rows: Sequence[np.ndarray], gap: int = 2) -> np.ndarray:
 
 
 def enlarged(picture: np.ndarray, times: int = 2) -> np.ndarray:
-    """Every pixel as a square of them.
+    """Makes a square of every pixel.
 
     >>> enlarged(np.zeros((3, 5), np.uint8)).shape
     (6, 10)
@@ -64,5 +64,5 @@ def enlarged(picture: np.ndarray, times: int = 2) -> np.ndarray:
 
 
 def save(path: Path, picture: np.ndarray) -> None:
-    """Write a picture, `(height, width)` or `(height, width, 3)` and uint8, as PNG."""
+    """Writes a picture, `(height, width)` or `(height, width, 3)` and uint8, as PNG."""
     Image.fromarray(picture).save(path, optimize=True)

@@ -1,13 +1,13 @@
-"""Restore a picture with a model that train.py has trained: enlarge it, or take its noise away.
+"""Restores a picture with a model that train.py has trained: enlarges it, or removes its noise.
 
     python examples/predict.py runs/photos_superres PICTURE
     python examples/predict.py runs/photos_denoise PICTURE [--add-noise]
 
-It writes PICTURE_superres.png or PICTURE_denoise.png beside the picture, and beside that, named
-..._strip.png, the middle of the picture without the model and with it. Pictures may have any size,
-be grey or in colour, and have transparent parts.
+It writes PICTURE_superres.png or PICTURE_denoise.png beside the picture, and `..._strip.png`, which
+shows the middle of the picture before and after the model. Pictures may have any size, be grey or
+in colour, and have transparent parts.
 
-Exit status: 2 for anything that cannot be used, in one line.
+Exit status: 2, after a message of one line, for anything that cannot be used.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ class PictureError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """What is asked for."""
+    """What the command line asks for."""
 
-    run: tyro.conf.Positional[Path]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The folder of the run whose newest checkpoint is to be used."""
-    picture: tyro.conf.Positional[Path]
-    """The picture's file, of any format that Pillow reads."""
+    picture: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PICTURE")]
+    """The picture's file, in any format that Pillow reads."""
     output: Path | None = None
-    """The file to write instead, of any format that Pillow writes."""
+    """The file to write instead, in any format that Pillow writes."""
     add_noise: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Add the noise that the model was trained for, to see it taken away again."""
+    """First add the noise that the model was trained for, to see it removed again."""
     overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Replace files that exist."""
 
@@ -64,7 +64,7 @@ class Picture:
 
     Attributes:
       pixels: `(height, width, 1 or 3)`, as `photos` has them.
-      alpha: `(height, width, 1)`, how opaque it is; None if there is nothing to see through.
+      alpha: `(height, width, 1)`, how opaque it is; None if it is opaque everywhere.
       profile: the ICC profile that says what the colours mean, if there is one.
     """
 
@@ -74,7 +74,7 @@ class Picture:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Restore a picture, and return the exit status."""
+    """Restores a picture, and returns the exit status."""
     arguments = tyro.cli(Arguments, prog="predict.py", description=__doc__, args=argv)
     try:
         predict(arguments)
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def predict(arguments: Arguments) -> None:
-    """Restore the picture that the arguments name, and say where the results are."""
+    """Restores the picture that the arguments name, and says where the results are."""
     picture = read(arguments.picture)
     task, state = restored(arguments.run)
     output = arguments.output or arguments.picture.with_name(
@@ -116,21 +116,21 @@ def restored(run: Path) -> tuple[Restoration, State]:
     """The task of a run, and its newest state.
 
     Raises:
-      CheckpointError: if there is none, it cannot be used, or it is not of photographs.
+      CheckpointError: if there is none, it cannot be used, or its task restores no pictures.
     """
     with closing(Checkpoints(run, read_only=True)) as checkpoints:
         config = configs.from_table(checkpoints.about()["config"])
         if not isinstance(config, restoration.Config):
             raise CheckpointError(f"{run}: its task, {config.task}, is none that restores pictures")
         task: Any = build(config)
-        # Wherever it was trained, here is one device.
+        # Wherever it was trained, here it is on one device.
         here = SingleDeviceSharding(jax.devices()[0])
         init = jax.jit(task.init, out_shardings=here)
         return task, checkpoints.restore(jax.eval_shape(init, jax.random.key(0)))
 
 
 def read(path: Path) -> Picture:
-    """The picture in a file, the right way up; the first of several.
+    """The picture in a file, the right way up; the first if there are several.
 
     Raises:
       PictureError: if it cannot be read.
@@ -155,7 +155,7 @@ def read(path: Path) -> Picture:
 
 
 def write(path: Path, picture: Picture) -> None:
-    """Write a picture with 8 bits per channel, its alpha in its own size or enlarged to it.
+    """Writes a picture with 8 bits per channel, and its alpha, enlarged if need be.
 
     Raises:
       PictureError: if that is impossible.
@@ -182,7 +182,7 @@ def check_writable(paths: Sequence[Path], *, overwrite: bool) -> None:
 
 
 def middle(image: np.ndarray) -> np.ndarray:
-    """The middle of an image, `STRIP` pixels high and wide if it has as many."""
+    """The middle of an image, at most `STRIP` pixels high and wide."""
     height, width, _ = image.shape
     top, left = max(height - STRIP, 0) // 2, max(width - STRIP, 0) // 2
     return image[top : top + STRIP, left : left + STRIP]

@@ -18,14 +18,14 @@ from task import State, Task, constraint_report
 
 
 class Reporter:
-    """Of one run; where it has several processes, only the first shows and writes anything.
+    """Shows and writes what a run reports; of several processes only the first does.
 
     Args:
       config: the run's.
       task: what is trained.
       run: the folder to write to.
-      after: the step that the run goes on from. Lines of later steps, written before it was broken
-        off, are dropped: they will come again.
+      after: the step that the run goes on from. Lines of later steps, written before it was
+        interrupted, are dropped: they will be written again.
     """
 
     def __init__(self, config: configs.Config, task: Task, run: Path, after: int) -> None:
@@ -45,7 +45,7 @@ class Reporter:
             self.tensorboard = writer(str(run / "tensorboard"), purge_step=after + 1)
 
     def start(self, state: State) -> None:
-        """Say what is about to happen, and show the bar."""
+        """Says what is about to happen, and shows the bar."""
         count = sum(leaf.size for leaf in jax.tree.leaves(self.task.params(state)))
         devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
         self.console.print(*self.task.about, sep="\n")
@@ -57,13 +57,13 @@ class Reporter:
         self.bar.start()
 
     def progress(self, step: int) -> None:
-        """Move the bar."""
+        """Moves the bar."""
         speed = self.bar.tasks[0].speed
         rate = f"{speed:.1f} steps/s" if speed else "compiling"
         self.bar.update(self.row, completed=step, rate=rate)
 
     def line(self, line: dict[str, Any], state: State | None) -> None:
-        """Write a line of metrics; where a state is given, its figures and pictures too."""
+        """Writes a line of metrics; if a state is given, its figures and pictures too."""
         if not self.leads:
             return
         if state is not None:
@@ -81,12 +81,12 @@ class Reporter:
         self.bar.update(self.row, note=f"loss {line['loss']:.5g}")
 
     def stopped(self, number: int, step: int) -> None:
-        """Say what a signal has led to."""
+        """Says what a signal has led to."""
         name = signal.Signals(number).name
         self.console.print(f"{name}: stopped and saved after step {step}; go on with --resume")
 
     def summary(self, state: State) -> None:
-        """Write what came out of it all, and show it."""
+        """Writes what has come out of the run, and shows it."""
         if not self.leads:
             return
         self.bar.stop()
@@ -112,28 +112,28 @@ class Reporter:
         (self.run / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Takes the bar away."""
         self.bar.stop()
         if self.tensorboard is not None:
             self.tensorboard.close()
 
 
 def read_lines(path: Path, last: int) -> list[dict[str, Any]]:
-    """The lines of metrics up to a step; one that is not complete is left out."""
+    """The lines of metrics up to a step; one that is incomplete is left out."""
     texts = path.read_text().splitlines(keepends=True) if path.exists() else []
     lines = [json.loads(text) for text in texts if text.endswith("\n")]
     return [line for line in lines if line["step"] <= last]
 
 
 def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
-    """Put the lines in place of what the file holds, all at once."""
+    """Replaces what the file holds by the lines, all at once."""
     new = path.with_suffix(".new")
     new.write_text("".join(json.dumps(line) + "\n" for line in lines))
     new.replace(path)
 
 
 def progress_bar(console: Console) -> Progress:
-    """Steps done, the rate, the time left, and a note."""
+    """A bar with the steps done, the rate, the time left, and a note."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),

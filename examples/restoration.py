@@ -21,12 +21,12 @@ from upconv import transforms
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """The photographs that training draws its crops from; a base for sections `data`."""
+    """The photographs that training draws its crops from; a base class for `data` sections."""
 
     photos: tuple[str, ...] = ("astronaut", "chelsea", "coffee", "motorcycle", "rocket")
-    """Names of functions in skimage.data, of those whose photographs its wheel holds."""
+    """Names of functions in skimage.data whose photographs come with its wheel."""
     sizes: tuple[float, ...] = (1.0,)
-    """Every photograph is there in each of these sizes, 1.0 being its own."""
+    """Every photograph is used in each of these sizes; 1.0 is its own."""
     crop: int = 32
     """Height and width of the crops, in pixels of what the model is shown."""
 
@@ -42,15 +42,15 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Model(configs.Declarations):
-    """How pictures are restored; a base for sections `model`."""
+    """How pictures are restored; a base class for `model` sections."""
 
     self_ensemble: bool = False
-    """Restore pictures in all eight orientations, and take the mean: better, 8 times slower."""
+    """Restore pictures in all eight orientations, and take the mean: better, but 8 times slower."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Config(configs.Config):
-    """A base for the tasks' own."""
+    """A base class for the configs of the tasks."""
 
     data: Data = Data()
     model: Model = Model()
@@ -65,15 +65,15 @@ class Pair(NamedTuple):
 
 
 class Restoration(Supervised):
-    """A `task.Task`, but for what the images are and how they are measured.
+    """A `task.Task`, except for what the images are and how they are measured.
 
     Args:
       config: the run's.
       model: maps images of `channels` channels to better ones, `scale` times as large.
-      channels: of the images.
-      scale: 1 where the size stays.
+      channels: how many the images have.
+      scale: how much larger the model makes images; 1 if it keeps their size.
       reach: how far from a pixel the model looks, in pixels of what it is shown.
-      grid: what the height and the width that the model takes must be divisible by.
+      grid: what the height and the width of the model's inputs must be divisible by.
     """
 
     TILE = 128  # large enough for the margins to cost little, small enough for any memory
@@ -103,16 +103,16 @@ class Restoration(Supervised):
 
     @abstractmethod
     def examples(self, image: np.ndarray) -> list[np.ndarray]:
-        """The views of a photograph that crops are taken of, what the model is shown first."""
+        """The views of a photograph to take crops of; the first is what the model is shown."""
 
     @abstractmethod
     def pairs(self, rng: np.random.Generator, crops: list[np.ndarray]) -> Pair:
-        """A batch, of crops of the views."""
+        """A batch, made of crops of the views."""
 
     @property
     @abstractmethod
     def heldout(self) -> Mapping[str, Pair]:
-        """The whole photographs that figures are of, by name."""
+        """The photographs that the figures are about, whole and by name."""
 
     @property
     @abstractmethod
@@ -121,7 +121,7 @@ class Restoration(Supervised):
 
     @abstractmethod
     def shown(self, state: State, name: str) -> list[np.ndarray]:
-        """Of a held-out photograph: what there is without the model, with it, and the truth."""
+        """A held-out photograph without the model, with it, and as it should be."""
 
     @abstractmethod
     def predict(self, state: State, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -160,7 +160,7 @@ class Restoration(Supervised):
     def restore(self, state: State, image: np.ndarray) -> np.ndarray:
         """What the model makes of an image of any size, `(height, width, channels)`.
 
-        As a self-ensemble, if the config says so: Lim et al., "Enhanced Deep Residual Networks for
+        If the config says so, by a self-ensemble: Lim et al., "Enhanced Deep Residual Networks for
         Single Image Super-Resolution", arXiv:1707.02921.
         """
 
@@ -201,7 +201,7 @@ class Restoration(Supervised):
         return figures
 
     def pictures(self, state: State) -> dict[str, np.ndarray]:
-        """A detail of every held-out photograph per row: see `shown`."""
+        """A row of details for every held-out photograph; see `shown`."""
         rows = [
             [photos.detail(name, image) for image in self.shown(state, name)]
             for name in self.heldout
@@ -218,7 +218,7 @@ class Restoration(Supervised):
 
 
 def with_means(quality: Mapping[str, Figures], suffix: str = "") -> Figures:
-    """Figures by measure and photograph, their mean first, under one name each.
+    """Figures by measure and photograph under one name each, after the mean of each measure.
 
     >>> with_means({"psnr": {"china": 27.0, "flower": 33.0}}, "_gain")
     {'psnr_gain': 30.0, 'psnr_gain_china': 27.0, 'psnr_gain_flower': 33.0}

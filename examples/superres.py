@@ -1,7 +1,7 @@
-"""The task `superres`: photographs three times as large, against bicubic interpolation.
+"""The task `superres`: enlarges photographs; compared with bicubic interpolation.
 
-Of colours only the luminance is restored, as is usual: the eye sees little of the rest. What the
-model is shown are photographs shrunk by Pillow's bicubic filter and rounded to 8 bits.
+Only the luminance is restored, as is usual: the eye sees little of the rest. The model is shown
+photographs that were shrunk by Pillow's bicubic filter and rounded to 8 bits.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ class Model(restoration.Model):
     """FSRCNN."""
 
     features: int = 56
-    """Channels of the first convolution, and those that are upsampled; the paper's d."""
+    """Channels of the first convolution and of what is upsampled; the paper's d."""
     shrunk: int = 12
-    """Channels between; the paper's s."""
+    """Channels in between; the paper's s."""
     mappings: int = 4
-    """Convolutions between; the paper's m."""
+    """Convolutions in between; the paper's m."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -119,7 +119,7 @@ class FSRCNN(nn.Module):
 
     @property
     def reach(self) -> int:
-        """How far from a pixel it looks, in pixels of the small image."""
+        """How far from a pixel the model looks, in pixels of the small image."""
         return 2 + self.mappings + 2  # the 5 x 5, the 3 x 3, and half of what is upsampled
 
 
@@ -129,7 +129,7 @@ def build(config: Config) -> Superres:
 
 
 class Superres(restoration.Restoration):
-    """Small photographs to large ones; see `task.Task`."""
+    """Makes small photographs large; see `task.Task`."""
 
     config: Config
 
@@ -146,7 +146,7 @@ class Superres(restoration.Restoration):
         super().__init__(config, model, channels=1, scale=config.data.scale, reach=model.reach)
 
     def examples(self, image: np.ndarray) -> list[np.ndarray]:
-        """The luminance, shrunk, and as it is."""
+        """The luminance, shrunk and as it is."""
         return list(self.pair(image))
 
     def pair(self, image: np.ndarray) -> Pair:
@@ -178,13 +178,13 @@ class Superres(restoration.Restoration):
     def predict(self, state: State, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """A picture enlarged by bicubic interpolation, and with the luminance that the model gives.
 
-        Both filters are linear and so is the luma: what it changes by, red, green and blue do.
+        What is added to red, green and blue alike is added to the luma, their weighted mean.
         """
         before = self.enlarge(image)
         luma = self.restore(state, photos.luminance(image))
         return before, before + luma - photos.luminance(before)
 
     def enlarge(self, image: np.ndarray) -> np.ndarray:
-        """Bicubic interpolation."""
+        """An image enlarged by bicubic interpolation."""
         scale, (height, width, _) = self.config.data.scale, image.shape
         return photos.resize(image, scale * height, scale * width)

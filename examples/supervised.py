@@ -1,4 +1,4 @@
-"""What tasks share whose model is told what its outputs should be: one model in Flax, and Adam."""
+"""The part shared by tasks that train one Flax model with Adam, on known outputs."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Supervised(ABC):
 
     Args:
       model: what is trained.
-      example: a batch that suits it.
+      example: a batch that the model can take.
       optimizer: the config's.
-      steps: how many there will be.
+      steps: how many steps there will be.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Supervised(ABC):
 
     @abstractmethod
     def loss(self, params: Any, batch: Any) -> jax.Array:
-        """The mean over a batch, and over the devices: see `task.mean`."""
+        """The mean loss over a batch and over the devices; see `task.mean`."""
 
     def init(self, key: jax.Array) -> State:
         """Fresh parameters, and Adam's moments."""
@@ -56,10 +56,10 @@ class Supervised(ABC):
         return State(optax.apply_updates(state.params, updates), opt_state), {"loss": loss}
 
     def params(self, state: State) -> Any:
-        """The model's."""
+        """The model's parameters."""
         return state.params
 
     def outputs(self, params: Any, batch: Any) -> jax.Array:
-        """What the model makes of images that suit it, in float32."""
+        """What the model makes of a batch, in float32."""
         outputs: Any = self.model.apply({"params": params}, batch)
         return outputs.astype(jnp.float32)

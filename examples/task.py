@@ -1,10 +1,11 @@
-"""What a task is: all that the trainer does not know of the thing it trains.
+"""What a task is: all that the trainer does not know about what it trains.
 
 A task is a module of this folder, named in a config by `task = "autoencoder"`. It has
 
 - `Config`, a frozen dataclass derived from `config.Config`, whose sections (frozen dataclasses too)
   are the tables that a config may have, with their defaults;
-- `build`, from a `Config` to a `Task`, which raises `ConfigError` for what only data can tell.
+- `build`, which makes a `Task` of a `Config`, and raises `ConfigError` for mistakes that only the
+  data reveal.
 
 To train something of your own, copy one of these modules and add its name to `config.TASKS`.
 """
@@ -27,7 +28,7 @@ DEVICES = "devices"
 """The mesh axis over which a batch is split."""
 
 State = Any
-"""A pytree of arrays: parameters, the optimizer's state, whatever else a step changes."""
+"""A pytree of arrays: parameters, the optimizer's state, and whatever else a step changes."""
 
 Batch = Any
 """A pytree of numpy arrays whose first axis is the batch."""
@@ -41,16 +42,16 @@ class Task(Protocol):
     about: list[str]
     """Lines for the log: data, model."""
     rules: Mapping[str, Rule]
-    """What the layers declare, by parameter path: reported as satisfied or violated in the end."""
+    """What the layers declare, by parameter path; reported at the end as satisfied or violated."""
 
     def init(self, key: jax.Array) -> State:
         """The state before the first step, decided by the key."""
 
     def batch(self, rng: np.random.Generator) -> Batch:
-        """`train.batch_size` examples. Every step has a generator of its own, seeded by step."""
+        """`train.batch_size` examples. Each step has its own generator, seeded with its number."""
 
     def step(self, state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
-        """One update, and scalars to log, `loss` among them. Pure; the trainer compiles it.
+        """One update, and scalars to log, `loss` among them. It is pure; the trainer compiles it.
 
         It runs within `jax.shard_map`: `batch` is one device's part, `state` is the same on all.
         Means over the batch must be means over all devices, see `mean`; then gradients are, too. A
@@ -61,7 +62,7 @@ class Task(Protocol):
         """The parameters, with the paths that `rules` names."""
 
     def evaluate(self, state: State) -> Figures:
-        """Figures of held-out data. The state is on one device, here and below."""
+        """Figures for held-out data. Here and below, the state is on one device."""
 
     def pictures(self, state: State) -> dict[str, np.ndarray]:
         """Pictures of held-out data by name, `(height, width)` or `(height, width, 3)`, uint8."""
@@ -95,9 +96,9 @@ def in_pieces(f: Callable[[Any], jax.Array], inputs: np.ndarray, size: int = 500
 
 
 def constraint_report(task: Task, state: State) -> list[dict[str, Any]]:
-    """Whether each constrained parameter is one that its constraint allows.
+    """Says of each constrained parameter whether it satisfies its constraint.
 
-    Applies every constraint once more: what is allowed does not move, but for rounding.
+    Applies every constraint once more: what satisfies it does not change, except by rounding.
     """
     leaves = dict(named_leaves(task.params(state)))
     report = []

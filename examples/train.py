@@ -1,17 +1,17 @@
-"""Train what a config describes.
+"""Trains what a config describes.
 
     python examples/train.py configs/digits_autoencoder.toml [--SECTION.KEY VALUE ...]
 
-`train.py CONFIG --help` lists all keys of that config; without CONFIG, those of every task alone.
+`train.py CONFIG --help` lists all keys of that config; without CONFIG, those that every task has.
 
-Into the folder `run` it writes metrics.jsonl (a line per `train.log_every` steps), pictures of
-held-out samples, checkpoints, and in the end summary.json. Ctrl-C or SIGTERM stops it after a last
+It writes to the folder `run`: metrics.jsonl (a line per `train.log_every` steps), pictures of
+held-out samples, checkpoints, and at the end summary.json. Ctrl-C or SIGTERM stops it after a last
 checkpoint, from which `--resume` goes on to the same numbers as if nothing had happened. The batch
-is split over all devices; over those of several hosts where JAX_COORDINATOR_ADDRESS is set, and
-JAX_NUM_PROCESSES and JAX_PROCESS_ID, unless JAX can tell the two from a cluster's own variables.
+is split over all devices. Set JAX_COORDINATOR_ADDRESS to train on several hosts, and also
+JAX_NUM_PROCESSES and JAX_PROCESS_ID unless JAX can infer them from a cluster's own variables.
 
-Exit status: 2 for a config or checkpoint that cannot be used, 1 for a loss that is no number any
-more, 128 and the signal's number after a signal.
+Exit status: 2 for a config or checkpoint that cannot be used, 1 if the loss is no longer finite,
+128 plus the signal's number after a signal.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ MAY_DIFFER = {
     *("run", "resume", "overwrite", "train.steps", "train.log_every", "train.evaluate_every"),
     *("train.checkpoint_every", "train.tensorboard"),
 }
-"""Keys of the config that may change on resuming: how long to go on, and what to tell of it."""
+"""Keys of the config that may change on resuming: how long to go on, and what to report."""
 
 
 class DivergedError(RuntimeError):
-    """The loss, or a parameter, is no number any more."""
+    """The loss or a parameter is no longer finite."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train, and return the exit status."""
+    """Trains, and returns the exit status."""
     argv = sys.argv[1:] if argv is None else argv
     try:
         config = configs.from_command_line(argv, description=__doc__ or "")
@@ -66,13 +66,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def fail(status: int, message: object) -> int:
-    """Say why, and return the exit status."""
+    """Says why, and returns the exit status."""
     print(f"train.py: {message}", file=sys.stderr)
     return status
 
 
 def join_hosts() -> None:
-    """Make one run of the processes that the environment describes, if it describes any."""
+    """Joins the processes that the environment describes, if any, into one run."""
     count, index = os.environ.get("JAX_NUM_PROCESSES"), os.environ.get("JAX_PROCESS_ID")
     if "JAX_COORDINATOR_ADDRESS" in os.environ and not jax.distributed.is_initialized():
         jax.distributed.initialize(
@@ -82,7 +82,7 @@ def join_hosts() -> None:
 
 
 def build_named(argv: Sequence[str], config: configs.Config) -> Task:
-    """The task of a config that the command line has given; errors say where, see `located`."""
+    """The task of the config on the command line; errors say where the fault is: see `located`."""
     try:
         size, devices = config.train.batch_size, jax.device_count()
         expected = f"divisible by the number of devices, {devices}"
@@ -114,7 +114,7 @@ def located(error: configs.ConfigError, argv: Sequence[str]) -> configs.ConfigEr
 
 
 def train(config: configs.Config, task: Task) -> int:
-    """Train, write the run's files, and return the exit status: 0, or that of a signal."""
+    """Trains, writes the run's files, and returns the exit status: 0, or that of a signal."""
     settings, run = config.train, claimed_folder(config)
     mesh = Mesh(np.array(jax.devices()), (DEVICES,))
     step = make_step(task, mesh)
@@ -146,7 +146,7 @@ def train(config: configs.Config, task: Task) -> int:
 
 @dataclasses.dataclass
 class Meter:
-    """How far a run has come, and the sums of its metrics since their last line."""
+    """How far a run has come, and the sums of its metrics since they were last written."""
 
     step: int = 0
     seconds: float = 0.0
@@ -154,7 +154,7 @@ class Meter:
     sums: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def add(self, metrics: Mapping[str, Any], seconds: float) -> None:
-        """Count a step, that many seconds after the first began.
+        """Counts a step, which ended so many seconds after the first one began.
 
         Raises:
           DivergedError: if one of its metrics is not finite.
@@ -168,14 +168,14 @@ class Meter:
             self.sums[name] = self.sums.get(name, 0.0) + float(value)
 
     def line(self) -> dict[str, float]:
-        """The means since the last line."""
+        """A line of metrics, with their means since the line before."""
         means = {name: total / self.count for name, total in self.sums.items()}
         self.count, self.sums = 0, {}
         return {"step": self.step, "seconds": round(self.seconds, 3), **means}
 
 
 def claimed_folder(config: configs.Config) -> Path:
-    """The run's folder, made if need be; emptied of an earlier run if the config says so.
+    """The run's folder, made if need be, and emptied of an earlier run if the config says so.
 
     Raises:
       ConfigError: if it is in use, or cannot be used.
@@ -187,7 +187,7 @@ def claimed_folder(config: configs.Config) -> Path:
     except OSError as error:
         why = error.strerror or error
         raise configs.ConfigError(f"{run} cannot be used as a folder: {why}", key="run") from error
-    # No process looks again before all have looked, and nothing is written before.
+    # No process goes on before all have looked, lest one sees what another has written.
     multihost_utils.sync_global_devices("claimed")
     return run
 
@@ -217,7 +217,8 @@ def begin(
     """The state to start from: the task's first, or that of the newest checkpoint.
 
     Raises:
-      CheckpointError: if that is of another config, or cannot be read.
+      CheckpointError: if the checkpoint is of another config, or cannot be read.
+      ConfigError: if it has more steps than the config asks for.
     """
     whole = NamedSharding(mesh, P())
     init = jax.jit(task.init, out_shardings=whole)
@@ -237,7 +238,7 @@ def begin(
 
 
 def check_same(saved: dict[str, Any], config: configs.Config, folder: Path) -> None:
-    """Raises a CheckpointError that names the keys in which the config is not the one saved."""
+    """Raises a CheckpointError that names the keys in which the config is not as it was saved."""
     ours, theirs = dotted(configs.to_table(config)), dotted(saved)
     different = [
         f"{key} is {theirs.get(key)!r} there and {ours.get(key)!r} here"
@@ -249,7 +250,7 @@ def check_same(saved: dict[str, Any], config: configs.Config, folder: Path) -> N
 
 
 def dotted(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as one, by dotted keys."""
+    """Nested tables as one table with dotted keys."""
     result: dict[str, Any] = {}
     for key, value in table.items():
         if isinstance(value, Mapping):
@@ -262,17 +263,17 @@ def dotted(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def make_step(
     task: Task, mesh: Mesh
 ) -> Callable[[State, Batch], tuple[State, dict[str, jax.Array]]]:
-    """The task's step for a batch that is split over the mesh; the old state is given up.
+    """The task's step for a batch that is split over the mesh; the old state is donated to it.
 
-    One call per step, and no `lax.scan` over several: on CPU, XLA compiles the convolutions in a
-    loop's body to something many times slower.
+    Every step is a call of its own, and not a part of a `lax.scan`: on CPU, XLA compiles the
+    convolutions in a loop's body to something many times slower.
     """
     step = jax.shard_map(task.step, mesh=mesh, in_specs=(P(), P(DEVICES)), out_specs=P())
     return jax.jit(step, donate_argnums=0)
 
 
 def draw(config: configs.Config, task: Task, mesh: Mesh, step: int) -> Batch:
-    """The batch of a step, decided by the seed and the step alone, on the devices."""
+    """The batch of a step, on the devices; the seed and the step alone decide it."""
     batch = task.batch(np.random.default_rng([config.train.seed, step]))
     split = NamedSharding(mesh, P(DEVICES))
 
@@ -288,10 +289,10 @@ def here(state: State) -> State:
 
 
 def save(checkpoints: Checkpoints, config: configs.Config, meter: Meter, state: State) -> None:
-    """Save what a resumed run needs.
+    """Saves what a resumed run needs.
 
     Raises:
-      DivergedError: if the state is not finite; the checkpoint before remains the last.
+      DivergedError: if the state is not finite; the previous checkpoint remains the last.
     """
     if not finite(here(state)):
         raise DivergedError(f"a parameter is not finite after step {meter.step}")
@@ -301,13 +302,13 @@ def save(checkpoints: Checkpoints, config: configs.Config, meter: Meter, state: 
 
 @jax.jit
 def finite(state: State) -> jax.Array:
-    """Whether all numbers are."""
+    """Whether all numbers of a state are finite."""
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state)]).all()
 
 
 @contextmanager
 def signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM; the second of a kind does what it always did."""
+    """Collects SIGINT and SIGTERM; the second of a kind has its usual effect."""
     received: list[int] = []
 
     def receive(number: int, frame: Any) -> None:
@@ -323,7 +324,7 @@ def signals() -> Iterator[list[int]]:
 
 
 def agreed(received: list[int], every: int, step: int) -> int:
-    """The signal to stop for, or 0: the same in all processes, which ask each other at times."""
+    """The signal to stop for, or 0; all processes agree on it, every so many steps."""
     number = received[0] if received else 0
     if jax.process_count() == 1 or step % every:
         return number if jax.process_count() == 1 else 0
