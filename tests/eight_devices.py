@@ -26,6 +26,7 @@ from jax.sharding import PartitionSpec as P
 import upconv
 from cases import Case
 from checks import PLAIN, close, layer, loss, with_gradients
+from upconv.regularizers import Orthogonal
 
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
@@ -317,6 +318,20 @@ def explicit_sharding_of_what_the_sum_is_over() -> None:
                 assert gradient.sharding.is_equivalent_to(array.sharding, array.ndim)
     placed = NamedSharding(mesh(AxisType.Explicit), P(None, None, "model"))
     close(layer()(x, jax.device_put(w, placed)), PLAIN.scatter(x, w))
+
+
+@check
+def explicit_sharding_of_orthogonal_filters() -> None:
+    """A regularizer of pairs of filters, which are on different devices."""
+    _, w, _ = operands()
+    for mode in ("rows", "columns"):
+        penalty = Orthogonal(0.5, mode)
+        with jax.set_mesh(mesh(AxisType.Explicit)):
+            for spec in (P(None, None, "model", None), P(None, None, None, "model")):
+                sharded = jax.device_put(w, spec)
+                value, gradient = jax.jit(jax.value_and_grad(penalty))(sharded)
+                assert gradient.sharding.spec == spec
+                close([value, gradient], jax.value_and_grad(penalty)(jnp.asarray(w)))
 
 
 @check

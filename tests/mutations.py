@@ -528,7 +528,7 @@ MUTATIONS = [
     Mutation(
         "nnx finds stacked layers where there are none",
         "nnx",
-        "count = max(len(shape) - len(self.shape), 0)",
+        "count = max(len(shape) - len(parameter.shape), 0)",
         "count = 1",
         ("test_nnx", "test_rules_of_a_model"),
     ),
@@ -620,7 +620,7 @@ MUTATIONS = [
     Mutation(
         "a norm of zero has no finite slope",
         "constraints",
-        "jnp.sqrt(jnp.where(positive, squared, 1))",
+        "jnp.sqrt(jnp.where(zero, 1, squared))",
         "jnp.sqrt(squared)",
         ("test_constraints", "zero_stays"),
     ),

@@ -94,8 +94,21 @@ def test_is_a_value(constraint: Any) -> None:
     assert eval(repr(constraint)) == constraint
 
 
+@pytest.mark.parametrize(
+    "constraint",
+    [MaxNorm(2.0, (0, 1, 3)), UnitNorm((0, 1, 3)), MinMaxNorm(0.5, 2.0, 1.0, (0, 1, 3))],
+)
+def test_a_nan_spoils_its_filter_and_no_other(constraint: Any, rng: np.random.Generator) -> None:
+    """As in Keras: what shares a norm with it would otherwise go on with wrong numbers."""
+    w = jnp.asarray(rng.normal(size=SHAPE), jnp.float32)
+    out = np.asarray(constraint(w.at[1, 0, 2, 3].set(jnp.nan)))
+    assert np.isnan(out[:, :, 2]).all()
+    rest = [0, 1, 3]
+    np.testing.assert_array_equal(out[:, :, rest], constraint(w)[:, :, rest])
+
+
 def test_lists_of_axes_are_stored_as_tuples() -> None:
-    assert MaxNorm(axis=[0, 1, 3]) == MaxNorm(axis=(0, 1, 3))
+    assert MaxNorm(axis=[0, 1, 3]) == MaxNorm(axis=(0, 1, 3)) == MaxNorm(axis=np.array([0, 1, 3]))
     assert UnitNorm(np.int64(1)) == UnitNorm(1)
 
 
@@ -106,6 +119,7 @@ def test_lists_of_axes_are_stored_as_tuples() -> None:
         (lambda: MaxNorm(-1.0), ValueError, "max_value must be finite and not negative, got -1.0"),
         (lambda: MaxNorm(float("inf")), ValueError, "max_value must be finite .*, got inf"),
         (lambda: MaxNorm(axis="0"), TypeError, "axis must be an integer or a sequence .*, got '0'"),
+        (lambda: MaxNorm(axis=b"ab"), TypeError, "axis must be an integer .*, got b'ab'"),
         (lambda: MaxNorm(axis=True), TypeError, "axis must be an integer .*, got True"),
         (lambda: UnitNorm(1.5), TypeError, "axis must be an integer .*, got 1.5"),
         (lambda: UnitNorm((0, 1.5)), TypeError, r"axis must be an integer .*, got \(0, 1.5\)"),

@@ -352,6 +352,21 @@ def test_one_training_step_is_the_same() -> None:
     error("trained", *states)
 
 
+def test_attributes_may_be_replaced() -> None:
+    """Those that nnx reads when it is called."""
+    x = jnp.ones((2, 5, 4, 3))
+    for cls in NNX:
+        model = cls(3, 4, (3, 3), 2, mask=jnp.ones((3, 3, 3, 4)), rngs=nnx.Rngs(0))
+        model.mask = jnp.zeros((3, 3, 1, 4))
+        with pytest.raises(ValueError):
+            model(x)
+        model.mask = jnp.zeros((3, 3, 3, 4))
+        model.bias[...] = jnp.ones(4)
+        assert (model(x) == 1).all()
+        model.use_bias = False
+        assert (model(x) == 0).all()
+
+
 # ------------------------------------------------------------------ errors
 
 

@@ -31,6 +31,7 @@ from checks import (
     eps,
     layer,
     limited,
+    normal,
     second_orders,
     with_gradients,
 )
@@ -232,6 +233,22 @@ def test_bfloat16_is_multiplied_as_matrices_and_rounded_once(
         result = got.compile()(jnp.asarray(a, jnp.bfloat16), jnp.asarray(w, jnp.bfloat16))
         want = reference(a.astype(np.float32), w.astype(np.float32), strides=stride)
         np.testing.assert_array_equal(result, jnp.asarray(want, jnp.bfloat16))
+
+
+@pytest.mark.parametrize("preset", ["TF32_TF32_F32", "BF16_BF16_F32_X9", "F16_F16_F32"])
+def test_presets_that_no_cpu_has(preset: str, rng: np.random.Generator, subtests: Any) -> None:
+    """A model that asks a GPU for them runs on CPU as well, as it does with plain convolutions."""
+    x, w, y = normal(rng, 2, 5, 4, 3), normal(rng, 3, 2, 6, 3), normal(rng, 2, 11, 8, 6)
+
+    def both(name: str, precision: str | None = preset) -> Function:
+        f = partial(upconv.conv_transpose, strides=2, lowering=name, precision=precision)
+        return lambda x, w, y: with_gradients(f)(x, w, y)
+
+    want = jax.jit(both("lax", None))(x, w, y)
+    for name, got in by_every_lowering(both)(x, w, y).items():
+        with subtests.test(lowering=name):
+            for a, b in zip(got, want, strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("stride", [1, 2])

@@ -225,6 +225,16 @@ def test_symbolic_sizes(rng: np.random.Generator) -> None:
         error(str(padding), exported.call(x), lax.conv_transpose(x, w, (2,), padding))
 
 
+def test_arrays_of_integers_are_sequences(rng: np.random.Generator) -> None:
+    x, w = normal(rng, 2, 5, 4, 3), normal(rng, 3, 2, 3, 6)
+    arguments = {
+        "strides": np.array([2, 3]),
+        "padding": np.array([[1, 2], [0, 1]]),
+        "rhs_dilation": np.array([1, 2]),
+    }
+    error("arrays", conv_transpose(x, w, **arguments), lax.conv_transpose(x, w, **arguments))
+
+
 X, W = jnp.ones((2, 5, 4, 3)), jnp.ones((3, 2, 3, 6))
 
 

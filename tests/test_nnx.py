@@ -226,6 +226,53 @@ def test_rules_of_a_model() -> None:
     assert rules(nnx.Linear(2, 3, rngs=nnx.Rngs(0))) == {}
 
 
+def test_rules_stay_with_the_layer() -> None:
+    """Whatever variables it is given: loaded, assigned, or of another type."""
+
+    class Weight(nnx.Param):
+        pass
+
+    expected = {"kernel": DECLARED}
+    module = layer(kernel_regularizer=L2(0.1), kernel_constraint=MaxNorm(0.5))
+    for other in (layer(), layer(kernel_regularizer=L1(9.0))):
+        nnx.update(module, nnx.state(other))
+        assert rules(module) == expected
+        module.kernel = other.kernel
+        assert rules(module) == expected
+    module.kernel = Weight(jnp.ones((3, 2, 6, 3)))
+    assert rules(module) == expected
+    assert rules(module, wrt=Weight) == expected
+
+
+def test_states_of_layers_with_other_rules_are_of_one_structure() -> None:
+    """As a moving average of the parameters needs it."""
+    states = [
+        nnx.state(layer(kernel_regularizer=regularizer), nnx.Param)
+        for regularizer in (None, L1(0.3), lambda w: w.sum())
+    ]
+    mean = jax.tree.map(lambda *leaves: sum(leaves) / 3, *states)
+    np.testing.assert_allclose(mean["kernel"][...], kernel(layer()), rtol=1e-6)
+
+
+def test_rules_of_what_is_trained() -> None:
+    """As `nnx.Optimizer` takes it, which knows no other parameter."""
+    model = Decoder(nnx.Rngs(0))
+    wrt = nnx.All(nnx.Param, nnx.PathContains("rest"))
+    assert rules(model, wrt) == {"rest/0/bias": Rule(None, NonNeg())}
+    nnx.Optimizer(model, with_rules(optax.adam(1e-3), rules(model, wrt)), wrt=wrt)
+    assert rules(model, nnx.PathContains("nowhere")) == {}
+
+
+def test_rules_of_layers_that_share_a_kernel() -> None:
+    model = nnx.List([layer(kernel_regularizer=L2(0.1), kernel_constraint=MaxNorm(0.5)), layer()])
+    model[1].kernel = model[0].kernel
+    assert rules(model) == {"0/kernel": DECLARED}
+    model.append(layer(kernel_regularizer=L2(0.2)))
+    model[2].kernel = model[0].kernel
+    with pytest.raises(ValueError, match="that share the parameter '0/kernel' must declare"):
+        rules(model)
+
+
 @pytest.mark.parametrize(
     ("axes", "expected"), [((0,), (0,)), ((4,), (4,)), ((1,), (1,)), ((0, 0), (0, 1))], ids=str
 )
@@ -262,10 +309,10 @@ def test_rules_of_stacked_layers(axes: tuple[int, ...], expected: tuple[int, ...
 
 def test_a_kernel_of_another_shape_has_no_rule() -> None:
     module = layer(kernel_regularizer=L2(1.0))
-    module.kernel = nnx.Param(jnp.ones((3, 2, 6, 4)), **module.kernel.get_metadata())
+    module.kernel = nnx.Param(jnp.ones((3, 2, 6, 4)))
     with pytest.raises(ValueError, match=r"'kernel' must have the shape \(3, 2, 6, 3\)"):
         rules(module)
-    module.kernel = nnx.Param(jnp.ones((3, 2, 6)), **module.kernel.get_metadata())
+    module.kernel = nnx.Param(jnp.ones((3, 2, 6)))
     with pytest.raises(ValueError, match=r"got \(3, 2, 6\)"):
         rules(module)
 

@@ -26,6 +26,14 @@ def filter_rows(w: np.ndarray) -> np.ndarray:
     return np.stack([w[..., f, :].ravel() for f in range(w.shape[-2])])
 
 
+def test_a_factor_of_zero_leaves_its_sum_out() -> None:
+    """As in Keras; zero times infinity would be no number."""
+    x = jnp.array([jnp.inf, 1.0])
+    assert L1L2(0.5, 0.0)(x) == jnp.inf
+    assert L1L2(0.0, 0.5)(x) == jnp.inf
+    assert L1L2()(x) == 0
+
+
 def test_values(rng: np.random.Generator) -> None:
     w = rng.normal(size=SHAPE)
     x = jnp.asarray(w, jnp.float32)

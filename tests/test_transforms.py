@@ -428,6 +428,58 @@ class Attention(NamedTuple):
     value: Any
 
 
+def test_constraints_hold_after_updates_of_less_precision(rng: np.random.Generator) -> None:
+    """Rounded to 16 bits, a large update would miss what the constraint allows."""
+    params = {"w": jnp.asarray(normal(rng, 40, 30)), "b": jnp.asarray(normal(rng, 30))}
+    rules = {"w": Rule(None, MaxNorm(1.0)), "b": Rule(None, NonNeg())}
+    updates = jax.tree.map(lambda p: jnp.asarray(100 * normal(rng, *p.shape), jnp.bfloat16), params)
+    for promotion in ("standard", "strict"):
+        with jax.numpy_dtype_promotion(promotion):
+            projected, _ = project(rules).update(updates, optax.EmptyState(), params)
+        assert projected["w"].dtype == jnp.float32
+        after = optax.apply_updates(params, projected)
+        assert np.linalg.norm(np.asarray(after["w"], np.float64), axis=0).max() <= 1 + 1e-3
+        assert after["b"].min() >= 0
+
+
+def test_errors_within_rules_say_whose_they_are() -> None:
+    params = {"up": {"bias": jnp.ones(3)}}
+    axis = MaxNorm(axis=1)  # of a bias
+    for rule, what in ((Rule(None, axis), "constraint"), (Rule(axis), "regularizer")):
+        optimizer = with_rules(optax.sgd(0.1), {"up/bias": rule})
+        with pytest.raises(ValueError, match="axis 1 is out of bounds") as info:
+            optimizer.update(params, optimizer.init(params), params)
+        assert f"in the {what} of 'up/bias'" in info.value.__notes__
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        lambda optimizer: optax.MultiSteps(optimizer, 2),
+        lambda optimizer: optax.lookahead(optimizer, sync_period=3, slow_step_size=0.5),
+    ],
+    ids=["multi_steps", "lookahead"],
+)
+def test_wrappers_that_skip_steps_or_keep_weights_go_round(around: Any) -> None:
+    """As the docstring of `with_rules` says. The gradient is that of `(w + 1) ** 2`."""
+    optimizer = around(with_rules(optax.sgd(0.1), {"w": Rule(L2(0.1), NonNeg())}))
+    lookahead = not isinstance(optimizer, optax.MultiSteps)
+    params: Any = {"w": jnp.ones(3)}
+    params = optax.LookaheadParams.init_synced(params) if lookahead else params
+    state = optimizer.init(params)
+    for _ in range(12):
+        w = (params.fast if lookahead else params)["w"]
+        updates, state = optimizer.update({"w": 2 * (w + 1)}, state, params)
+        params = optax.apply_updates(params, updates)
+    w = (params.slow if lookahead else params)["w"]
+    assert 0 <= w.min() <= w.max() < 0.5
+
+
+def test_wrappers_are_told_where_they_belong() -> None:
+    with pytest.raises(TypeError, match=r"optax\.MultiSteps go round with_rules"):
+        with_rules(optax.MultiSteps(optax.sgd(0.1), 2), {})
+
+
 def test_a_parameter_may_be_called_value(rng: np.random.Generator) -> None:
     params = {"attention": Attention(normal(rng, 2), normal(rng, 3))}
     rules = {"attention/value": Rule(jnp.sum, jnp.zeros_like)}

@@ -170,9 +170,9 @@ def _rescale(
 
 def _norm(w: jax.Array, axis: int | Sequence[int]) -> jax.Array:
     squared = jnp.sum(jnp.square(w), axis=axis, keepdims=True)
-    positive = squared > 0
+    zero = squared == 0
     # The slope of the root at 0 is infinite, so 0 must not enter it on either path.
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1)), 0)
+    return jnp.where(zero, 0, jnp.sqrt(jnp.where(zero, 1, squared)))
 
 
 def _store_axis(record: Any) -> None:

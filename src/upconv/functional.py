@@ -204,7 +204,7 @@ def output_shape(
     (32, 14, 14, 16)
     """
     shape = _check_shape(input_shape)
-    rank = len(kernel_size) if isinstance(kernel_size, Sequence) else len(shape) - 2
+    rank = len(kernel_size) if geometry.is_sequence(kernel_size) else len(shape) - 2
     kernel_size = geometry.per_axis("kernel_size", kernel_size, rank)
     if not 1 <= rank <= 3 or len(shape) < rank + 1:
         raise ValueError(

@@ -21,7 +21,7 @@ from __future__ import annotations
 import dataclasses
 import operator
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 Size: TypeAlias = Any  # an int, or a symbolic dimension
 Pads: TypeAlias = tuple[tuple[int, int], ...]
@@ -191,9 +191,10 @@ def _pair(name: str, value: Any) -> tuple[int, int]:
     return integer(f"{name}[0]", lo), integer(f"{name}[1]", hi)
 
 
-def is_sequence(value: Any) -> bool:
-    """Whether `value` holds entries; a string is one value."""
-    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
+def is_sequence(value: Any) -> TypeGuard[Sequence[Any]]:
+    """Whether `value` holds entries, as lists and arrays do; a string is one value."""
+    listed = isinstance(value, Sequence) and not isinstance(value, str | bytes)
+    return listed or getattr(value, "ndim", 0) > 0
 
 
 def _count(n: int, one: str, many: str | None = None) -> str:

@@ -456,7 +456,7 @@ class Bilinear:
 
     def __call__(self, key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
         """Makes a kernel."""
-        *kernel_size, filters_per_group, c_in = shape
+        kernel_size, filters_per_group, c_in = _kernel_shape("bilinear", shape)
         filters = filters_per_group * self.groups
         if filters != c_in:
             raise ValueError(
@@ -484,7 +484,7 @@ class ICNR:
 
     def __call__(self, key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
         """Makes a kernel."""
-        *kernel_size, filters_per_group, c_in = shape
+        kernel_size, filters_per_group, c_in = _kernel_shape("icnr", shape)
         strides = geometry.per_axis("strides", self.strides, len(kernel_size))
         if any(k % s for k, s in zip(kernel_size, strides, strict=True)):
             raise ValueError(
@@ -496,6 +496,16 @@ class ICNR:
         for axis, stride in enumerate(strides):
             kernel = jnp.repeat(kernel, stride, axis)
         return kernel
+
+
+def _kernel_shape(name: str, shape: Sequence[int]) -> tuple[list[int], int, int]:
+    """The kernel's size, its filters in a group, and its channels."""
+    if len(shape) < 3:
+        raise ValueError(
+            f"{name} is for kernels, (*kernel_size, filters // groups, c_in), got the shape {shape}"
+        )
+    *kernel_size, filters_per_group, c_in = shape
+    return kernel_size, filters_per_group, c_in
 
 
 def _tent(size: int, stride: int) -> np.ndarray:

@@ -211,14 +211,19 @@ def flax_kernel_shape(
     >>> flax_kernel_shape(5, in_features=3, features=8, transpose_kernel=False)
     (5, 3, 8)
     """
-    rank = len(kernel_size) if isinstance(kernel_size, Sequence) else 1
+    rank = len(kernel_size) if geometry.is_sequence(kernel_size) else 1
     if not 1 <= rank <= 3:
         raise ValueError(f"kernel_size must have 1 to 3 spatial axes, got {kernel_size!r}")
     channels = (features, in_features) if transpose_kernel else (in_features, features)
     shape = (*geometry.per_axis("kernel_size", kernel_size, rank), *channels)
-    if mask is not None and jnp.shape(mask) != shape:
-        raise ValueError(f"mask must have the kernel's shape {shape}, got {jnp.shape(mask)}")
+    check_mask(mask, shape)
     return shape
+
+
+def check_mask(mask: jax.typing.ArrayLike | None, kernel_shape: Sequence[int]) -> None:
+    """Raises a ValueError if there is a mask, and of another shape than the kernel's."""
+    if mask is not None and jnp.shape(mask) != kernel_shape:
+        raise ValueError(f"mask must have the kernel's shape {kernel_shape}, got {jnp.shape(mask)}")
 
 
 def mirrored_pads(

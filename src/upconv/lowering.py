@@ -675,7 +675,7 @@ def _product(
     """
     dot = functools.partial(
         lax.dot_general,
-        precision=num.precision,
+        precision=_precision_of_products(num),
         preferred_element_type=_accumulator(num.dtype),
     )
     if g.groups == 1:
@@ -688,6 +688,12 @@ def _product(
     axes = ((a_axes, b_axes), ((a.ndim - 1,), (b.ndim - 1,)))
     p = dot(_split_groups(a, g), _split_groups(b, g), axes)
     return _merge_last(_move(p, 0, -2))
+
+
+def _precision_of_products(num: Numerics) -> Any:
+    """Less the presets of algorithms that products on CPU refuse, and convolutions ignore."""
+    presets = lax.DotAlgorithmPreset | lax.DotAlgorithm
+    return None if num.one_cpu and isinstance(num.precision, presets) else num.precision
 
 
 def _matrix(a: jax.Array, summed: Sequence[int]) -> tuple[jax.Array, int, tuple[Size, ...]]:

@@ -1,8 +1,8 @@
 """The layers for Flax nnx: the same as in `upconv.linen`, for the API that Flax recommends.
 
-What a layer declares of its parameters is kept in their metadata, collected from a whole model by
-`rules` and carried out by `upconv.transforms`; what it says of its activations is kept in variables
-of the type `Loss` and summed by `losses`.
+What the layers of a model declare of their parameters is collected by `rules` and carried out by
+`upconv.transforms`; what they say of their activations is kept in variables of the type `Loss` and
+summed by `losses`.
 
 >>> import optax
 >>> from upconv.constraints import MaxNorm
@@ -181,8 +181,6 @@ class _ConvTranspose(nnx.Module):
         if not self.config.trainable:
             # No optimizer sees this type, so no rule can apply to it either.
             return NonTrainable(value, **metadata)
-        if parameter.rule != Rule():
-            metadata = {**metadata, _DECLARED: _Declared(parameter.rule, parameter.shape)}
         return nnx.Param(value, **metadata)
 
 
@@ -359,8 +357,9 @@ class ConvTranspose(nnx.Module):
         """Upsamples `(*batch, *spatial, in_features)`, any number of batch axes, none included."""
         kernel = self.kernel[...]
         if self.mask is not None:
+            lax.check_mask(self.mask, kernel.shape)  # it may have been replaced
             kernel *= self.mask
-        bias = None if self.bias is None else self.bias[...]
+        bias = None if self.bias is None or not self.use_bias else self.bias[...]
         inputs, kernel, bias = self.promote_dtype((inputs, kernel, bias), dtype=self.dtype)
         return lax.flax_conv_transpose(
             inputs,
@@ -375,24 +374,28 @@ class ConvTranspose(nnx.Module):
         )
 
 
-def rules(module: nnx.Module) -> dict[str, Rule]:
+def rules(module: nnx.Module, wrt: Any = nnx.Param) -> dict[str, Rule]:
     """What the layers of a model declare of their parameters.
 
-    Frozen layers (`trainable=False`) are left out.
+    Frozen layers (`trainable=False`) are left out. A layer's declarations stay with the layer:
+    variables that are loaded into it or assigned to it bring no others.
 
     Args:
       module: any nnx module, with layers of this module anywhere in it: nested, shared, abstract
-        (`nnx.eval_shape`), or stacked by `nnx.vmap` and the like.
+        (`nnx.eval_shape`), or stacked by `nnx.vmap` and the like. Layers of linen, behind
+        `nnx.bridge.ToNNX`, are not seen.
+      wrt: the parameters that are trained, as `nnx.Optimizer` takes it.
 
     Returns:
       A rule for each parameter that has a regularizer or a constraint, by path: the keys joined by
-      `/`, as in `nnx.state(module, nnx.Param)`. `upconv.transforms` and `upconv.penalty` take it.
+      `/`, as in `nnx.state(module, wrt)`. `upconv.transforms` and `upconv.penalty` take it.
       Which axes stacking has added to a parameter is inferred from its shape; where that is
       ambiguous, the leading ones are assumed.
 
     Raises:
       TypeError: if `module` is not an nnx module.
-      ValueError: if a parameter has a shape that no stack of its layers has.
+      ValueError: if a parameter has a shape that no stack of its layers has, or if layers that
+        share it declare different rules.
 
     >>> from upconv.constraints import MaxNorm
     >>> rngs = nnx.Rngs(0)
@@ -406,12 +409,23 @@ def rules(module: nnx.Module) -> dict[str, Rule]:
     layers/0/kernel MaxNorm(max_value=2.0, axis=0)
     """
     _check_module(module)
+    declared: dict[int, list[Parameter]] = {}
+    for _, layer in nnx.iter_modules(module):
+        if isinstance(layer, _ConvTranspose):
+            for name, parameter in layer.config.parameters(layer.in_features).items():
+                declared.setdefault(id(getattr(layer, name)), []).append(parameter)
     found = {}
-    state = nnx.state(module, nnx.Param)
-    for path, variable in named_leaves(state, _is_variable):
-        declared = variable.get_metadata().get(_DECLARED)
-        if declared is not None:
-            found[path] = declared.rule_for(path, variable.get_value().shape)
+    for path, variable in named_leaves(nnx.state(module, nnx.All(nnx.Param, wrt)), _is_variable):
+        shape = variable.get_value().shape
+        stated = {
+            _stacked(parameter, path, shape)
+            for parameter in declared.get(id(variable), ())
+            if parameter.rule != Rule()
+        }
+        if len(stated) > 1:
+            raise ValueError(f"layers that share the parameter {path!r} must declare the same rule")
+        if stated:
+            (found[path],) = stated
     return found
 
 
@@ -444,27 +458,16 @@ def _check_module(module: Any) -> None:
         raise TypeError(f"module must be an instance of flax.nnx.Module, got {module!r}")
 
 
-# The metadata of a parameter that has a rule.
-_DECLARED = "upconv"
-
-
-@dataclasses.dataclass(frozen=True)
-class _Declared:
-    """A parameter's rule, and the shape that it had when its layer declared it."""
-
-    rule: Rule
-    shape: tuple[int, ...]
-
-    def rule_for(self, path: str, shape: tuple[int, ...]) -> Rule:
-        """The rule where the parameter has become `shape` by stacking layers."""
-        count = max(len(shape) - len(self.shape), 0)
-        for axes in itertools.combinations(range(len(shape)), count):
-            if self.shape == tuple(n for axis, n in enumerate(shape) if axis not in axes):
-                return dataclasses.replace(self.rule, stacked_axes=axes)
-        raise ValueError(
-            f"the parameter {path!r} must have the shape {self.shape} that its layer declared, "
-            f"or that of a stack of such layers, got {shape}"
-        )
+def _stacked(parameter: Parameter, path: str, shape: tuple[int, ...]) -> Rule:
+    """The rule of a parameter that has become `shape` by stacking layers."""
+    count = max(len(shape) - len(parameter.shape), 0)
+    for axes in itertools.combinations(range(len(shape)), count):
+        if parameter.shape == tuple(n for axis, n in enumerate(shape) if axis not in axes):
+            return dataclasses.replace(parameter.rule, stacked_axes=axes)
+    raise ValueError(
+        f"the parameter {path!r} must have the shape {parameter.shape} that its layer declared, "
+        f"or that of a stack of such layers, got {shape}"
+    )
 
 
 def _is_variable(node: Any) -> bool:

@@ -13,6 +13,7 @@ from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jax.typing import ArrayLike
 
 from upconv.records import at_least_float32, store_number
@@ -83,7 +84,9 @@ class L2:
 
 @dataclass(frozen=True)
 class L1L2:
-    """`l1 * sum(|x|) + l2 * sum(x ** 2)`. As in Keras both factors are 0 unless they are given.
+    """`l1 * sum(|x|) + l2 * sum(x ** 2)`, less any sum whose factor is 0.
+
+    As in Keras both factors are 0 unless they are given.
 
     Args:
       l1: the factor of the first sum, finite and not negative.
@@ -109,7 +112,13 @@ class L1L2:
 
     def __call__(self, x: ArrayLike) -> jax.Array:
         """The penalty on `x`, a scalar."""
-        return L1(self.l1)(x) + L2(self.l2)(x)
+        x = at_least_float32(x)
+        penalty = jnp.zeros((), x.dtype)
+        if self.l1:
+            penalty += L1(self.l1)(x)
+        if self.l2:
+            penalty += L2(self.l2)(x)
+        return penalty
 
 
 @dataclass(frozen=True)
@@ -148,7 +157,7 @@ class Orthogonal:
 
     def __call__(self, x: ArrayLike) -> jax.Array:
         """The penalty on `x`, a scalar."""
-        x = at_least_float32(x)
+        x = _replicated(at_least_float32(x))
         if x.ndim < 2:
             raise ValueError(
                 f"Orthogonal takes an array of rank 2 or more, got one of shape {x.shape}"
@@ -162,6 +171,12 @@ class Orthogonal:
         # Each pair stands above the diagonal once.
         pairs = max(math.comb(len(rows), 2), 1)
         return self.factor * jnp.sum(jnp.triu(_absolute(cosines), k=1)) / pairs
+
+
+def _replicated(x: jax.Array) -> jax.Array:
+    """Puts what is sharded explicitly on every device, for every filter meets every other."""
+    spec = jax.typeof(x).sharding.spec
+    return x if all(axis is None for axis in spec) else jax.sharding.reshard(x, PartitionSpec())
 
 
 def _absolute(x: jax.Array) -> jax.Array:

@@ -7,8 +7,9 @@ parameters. They hold no state and work under `jax.jit`.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -98,10 +99,12 @@ def project(rules: Rules) -> optax.GradientTransformation:
     This is the projected gradient method, and what Keras does after each step.
 
     Args:
-      rules: by parameter path, the keys joined by `/`.
+      rules: by parameter path, the keys joined by `/`. Leave out what the optimizer freezes: a
+        parameter that its constraint forbids is moved, whatever its update was.
 
     Returns:
-      A gradient transformation without state. Updates keep their dtypes.
+      A gradient transformation without state. Updates of constrained parameters have the
+      parameter's precision at least.
 
     Raises:
       TypeError: if `rules` is not a mapping from strings to `Rule`.
@@ -119,9 +122,11 @@ def project(rules: Rules) -> optax.GradientTransformation:
     def constrain(path: str, rule: Rule, update: jax.Array, param: jax.Array) -> jax.Array:
         if rule.constraint is None:
             return update
+        with jax.numpy_dtype_promotion("standard"):  # whatever the parameters are held to
+            dtype = jnp.promote_types(update.dtype, param.dtype)
         param = at_least_float32(param)
         allowed = _constrained(path, rule, param + at_least_float32(update))
-        return (allowed - param).astype(update.dtype)
+        return (allowed - param).astype(dtype)
 
     return _per_parameter(rules, constrain)
 
@@ -133,9 +138,14 @@ def with_rules(
 
     It is the chain of `add_regularization`, the optimizer and `project`, in this order.
 
+    Wrappers that skip steps or keep weights of their own go round it: `optax.MultiSteps` and
+    `optax.lookahead` take `with_rules(...)`, not the reverse. What makes steps from other weights
+    than it is given, as `optax.contrib.schedule_free` does, keeps no constraint.
+
     Args:
       optimizer: any optax optimizer.
-      rules: by parameter path, the keys joined by `/`.
+      rules: by parameter path, the keys joined by `/`; without those of parameters that the
+        optimizer freezes, which `project` would move.
 
     Returns:
       The optimizer to use instead.
@@ -154,7 +164,10 @@ def with_rules(
     [0.0, 3.0]
     """
     if not isinstance(optimizer, optax.GradientTransformation):
-        raise TypeError(f"optimizer must be an optax.GradientTransformation, got {optimizer!r}")
+        raise TypeError(
+            f"optimizer must be an optax.GradientTransformation, got {optimizer!r}; wrappers such "
+            "as optax.MultiSteps go round with_rules"
+        )
     return optax.chain(add_regularization(rules), optimizer, project(rules))
 
 
@@ -196,7 +209,8 @@ def _regularizer_value(path: str, rule: Rule, param: jax.Array) -> jax.Array:
         return jnp.zeros((), jnp.float32)
 
     def value(x: jax.Array) -> jax.Array:
-        result = at_least_float32(regularizer(x))
+        with _noted(f"in the regularizer of {path!r}"):
+            result = at_least_float32(regularizer(x))
         if result.shape != ():
             raise ValueError(
                 f"the regularizer of {path!r} must return a scalar, got shape {result.shape} "
@@ -216,7 +230,8 @@ def _constrained(path: str, rule: Rule, param: jax.Array) -> jax.Array:
         return param
 
     def allowed(x: jax.Array) -> jax.Array:
-        result = jnp.asarray(constraint(x))
+        with _noted(f"in the constraint of {path!r}"):
+            result = jnp.asarray(constraint(x))
         if (result.shape, result.dtype) != (x.shape, x.dtype):
             raise ValueError(
                 f"the constraint of {path!r} must keep shape and dtype, got {result.dtype}"
@@ -227,6 +242,16 @@ def _constrained(path: str, rule: Rule, param: jax.Array) -> jax.Array:
     for axis in rule.stacked_axes:
         allowed = jax.vmap(allowed, in_axes=axis, out_axes=axis)
     return allowed(param)
+
+
+@contextlib.contextmanager
+def _noted(where: str) -> Iterator[None]:
+    """Adds to an error from within where it came from."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(where)
+        raise
 
 
 def _is_hole(node: Any) -> bool:
