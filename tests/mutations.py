@@ -492,9 +492,9 @@ MUTATIONS = [
     ),
     Mutation(
         "the bias is added to the last axis, whatever the data format",
-        "layer",
-        "jnp.expand_dims(bias, range(1, -self.channel_axis))",
-        "bias",
+        "functional",
+        "shape[channel_axis] = -1",
+        "shape[-1] = -1",
         ("test_linen", "test_values"),
     ),
     Mutation(

@@ -358,6 +358,8 @@ LAYER: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"dtype": "float33"}, TypeError, "dtype must be a dtype, got 'float33'"),
     ({"dtype": jnp.int32}, ValueError, "dtype must be a floating-point dtype"),
     ({"param_dtype": bool}, ValueError, "param_dtype must be a floating-point dtype"),
+    ({"param_dtype": None}, TypeError, "param_dtype must be a dtype, got None"),
+    ({"precision": {}}, ValueError, "precision must be None, .* got {}"),
     ({"lowering": None}, TypeError, "lowering must be a string, got None"),
     ({"lowering": "fft"}, ValueError, "lowering must be one of .*'auto'.*, got 'fft'"),
     ({"precision": "exact"}, ValueError, "precision must be .*, got 'exact'"),

@@ -391,3 +391,11 @@ def test_errors(fields: dict[str, Any], message: str) -> None:
         upconv.linen.ConvTranspose(4, **fields).init(jax.random.key(0), x)
     with pytest.raises(ValueError, match=message):
         upconv.nnx.ConvTranspose(3, 4, **fields, rngs=nnx.Rngs(0))(x)
+
+
+@pytest.mark.parametrize("inputs", [None, 1.0, "x", np.float32(1)], ids=str)
+def test_inputs_that_are_no_images(inputs: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match="inputs must be"):
+        upconv.linen.ConvTranspose(4, (3, 3)).init(jax.random.key(0), inputs)
+    with pytest.raises((TypeError, ValueError), match="inputs must be"):
+        upconv.nnx.ConvTranspose(3, 4, (3, 3), rngs=nnx.Rngs(0))(inputs)

@@ -18,7 +18,14 @@ from flax.traverse_util import flatten_dict
 import oracle
 from upconv import initializers
 from upconv.constraints import MaxNorm, NonNeg
-from upconv.linen import Conv1DTranspose, Conv2DTranspose, Conv3DTranspose, losses, rules
+from upconv.linen import (
+    Conv1DTranspose,
+    Conv2DTranspose,
+    Conv3DTranspose,
+    ConvTranspose,
+    losses,
+    rules,
+)
 from upconv.regularizers import L1, L2
 from upconv.rules import Rule
 from upconv.transforms import penalty, with_rules
@@ -49,6 +56,44 @@ def layer(filters: int = 6, **arguments: Any) -> Conv2DTranspose:
 
 
 # ------------------------------------------------------------------ values
+
+
+@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
+def test_ranks_need_no_promotion(data_format: str, rng: np.random.Generator) -> None:
+    """As those of Flax do not: code that forbids it goes on."""
+    x = images(rng, 2, 5, 4, 5)
+    makers = [
+        lambda: layer(data_format=data_format, bias_initializer=None),
+        lambda: ConvTranspose(6, (3, 2), (2, 2), bias_init=nn.initializers.normal()),
+    ]
+    for make in makers:
+        variables = make().init(KEY, x)
+        want = make().apply(variables, x)
+        with jax.numpy_rank_promotion("raise"):
+            np.testing.assert_array_equal(make().apply(variables, x), want)
+
+
+def test_interceptors_see_the_call_alone(rng: np.random.Generator) -> None:
+    """Whose arguments are arrays, as those of Flax's layers are."""
+    seen = []
+
+    def see(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        seen.append(context.method_name)
+        return call(*jax.tree.map(jnp.asarray, args), **kwargs)
+
+    x, module = images(rng), layer(activity_regularizer=L2(0.1), kernel_regularizer=L2(0.1))
+    variables = module.init(KEY, x)
+    with nn.intercept_methods(see):
+        module.apply(variables, x, mutable=["losses"])
+    assert seen == ["__call__"]
+
+
+def test_the_shape_of_a_bound_layer_is_that_of_a_call(rng: np.random.Generator) -> None:
+    x, module = images(rng), layer()
+    bound = module.bind(module.init(KEY, x))
+    assert bound.compute_output_shape(x.shape) == bound(x).shape
+    with pytest.raises(ValueError, match="inputs must have 3 channels on axis -1"):
+        bound.compute_output_shape((2, 5, 4, 4))
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3])
@@ -654,7 +699,7 @@ def test_regularized_and_constrained_training(rng: np.random.Generator) -> None:
 @pytest.mark.parametrize(
     ("shape", "arguments", "match"),
     [
-        ((4, 3), {}, r"input_shape must be .* got \(4, 3\)"),
+        ((4, 3), {}, r"inputs must have the layer's 2 .* got shape \(4, 3\)"),
         ((2, 0, 4, 3), {}, "the input must have at least one sample on every .* got 0 on axis 0"),
         ((2, 1, 1, 3), {"padding": 3}, "the output must have at least one sample"),
         ((2, 5, 4, 3), {"groups": 2}, "groups must divide the 3 input channels, got 2"),

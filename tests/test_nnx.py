@@ -317,6 +317,24 @@ def test_a_kernel_of_another_shape_has_no_rule() -> None:
         rules(module)
 
 
+def test_initializers_in_boxes(rng: np.random.Generator) -> None:
+    """`nnx.with_metadata`, of which `nnx.with_partitioning` is one, as in other layers of nnx."""
+    boxed = nnx.with_metadata(initializers.he_normal(), role="upsampling")
+    module, plain = (layer(kernel_initializer=init) for init in (boxed, initializers.he_normal()))
+    assert module.kernel.get_metadata()["role"] == "upsampling"
+    np.testing.assert_array_equal(kernel(module), kernel(plain))
+    wrong = nnx.with_metadata(lambda key, shape, dtype: jnp.ones((2,), dtype), role="none")
+    with pytest.raises(ValueError, match=r"kernel_initializer must return .* float32\[2\] from"):
+        layer(kernel_initializer=wrong)
+    with pytest.raises(ValueError, match=r"kernel_initializer must return .* float32\[\] from"):
+        layer(kernel_initializer=lambda key, shape, dtype: 1.0)
+
+
+def test_tabulate_with_its_gradients(rng: np.random.Generator) -> None:
+    table = nnx.tabulate(layer(), images(rng), compute_flops=True, compute_vjp_flops=True)
+    assert "Conv2DTranspose" in table
+
+
 # ------------------------------------------------------------------ losses
 
 
@@ -495,5 +513,7 @@ def test_bad_inputs() -> None:
         layer()(jnp.ones((2, 5, 4, 4)))
     with pytest.raises(ValueError, match=r"on axis -3"):
         layer(data_format="channels_first")(jnp.ones((2, 4, 5, 4)))
-    with pytest.raises(ValueError, match=r"got \(4, 3\)"):
+    with pytest.raises(ValueError, match=r"got shape \(4, 3\)"):
         layer()(jnp.ones((4, 3)))
+    with pytest.raises(ValueError, match="inputs must have 3 channels on axis -1"):
+        layer().compute_output_shape((2, 5, 4, 4))

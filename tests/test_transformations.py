@@ -631,8 +631,9 @@ class TestModes:
 
     def test_no_transfers(self, rng: np.random.Generator) -> None:
         # Nothing of ours moves between host and device behind the user's back.
-        x, w, ct = map(jnp.asarray, operands(PLAIN, rng))
-        with jax.transfer_guard("disallow"):
-            y, pull = jax.vjp(layer(), x, w)
-            got = [y, *pull(ct)]
-        close(got, PLAIN.maps(x, w, ct))
+        for case in (PLAIN, *by_name("2d_negative_pads")):
+            x, w, ct = map(jnp.asarray, operands(case, rng))
+            with jax.transfer_guard("disallow"):
+                y, pull = jax.vjp(layer(case), x, w)
+                got = [y, *pull(ct)]
+            close(got, case.maps(x, w, ct))

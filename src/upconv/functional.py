@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import operator
 from collections.abc import Sequence
@@ -236,6 +237,16 @@ def output_shape(
     return (*batch, *out, filters) if last else (*batch, filters, *out)
 
 
+def add_bias(y: jax.Array, bias: jax.typing.ArrayLike, channel_axis: int) -> jax.Array:
+    """`y + bias`, one number for each channel.
+
+    Ranks are equal, for `jax_numpy_rank_promotion` may forbid that they are promoted.
+    """
+    shape = [1] * y.ndim
+    shape[channel_axis] = -1
+    return y + jnp.reshape(bias, shape)
+
+
 # ------------------------------------------------------------------ which maps
 
 
@@ -279,10 +290,13 @@ def _without_front(g: Geometry) -> tuple[tuple[int, ...], Geometry]:
     )
 
 
-def _pad_front(a: jax.Array, front: tuple[Size, ...]) -> jax.Array:
+def _pad_front(a: jax.Array, front: tuple[int, ...]) -> jax.Array:
     """Puts zeros in front of the spatial axes; a negative number crops instead."""
-    if not any(front):
-        return a
+    return _padded_in_front(a, front) if any(front) else a
+
+
+@functools.partial(jax.jit, static_argnums=1)  # the zero is not to be moved to a device by itself
+def _padded_in_front(a: jax.Array, front: tuple[int, ...]) -> jax.Array:
     ends = [(0, 0, 0), *((n, 0, 0) for n in front), (0, 0, 0)]
     return jax.lax.pad(a, jnp.zeros((), a.dtype), ends)
 
@@ -418,7 +432,7 @@ def check_precision(precision: Any) -> Any:
     pair = tuple(precision) if isinstance(precision, tuple | list) else (precision,) * 2
     try:
         lhs, rhs = (jax.lax.Precision(p.lower() if isinstance(p, str) else p) for p in pair)
-    except ValueError:
+    except (TypeError, ValueError):  # of what is not hashable, and of other names
         if isinstance(precision, str) and precision in presets.__members__:
             return presets[precision]
         raise ValueError(

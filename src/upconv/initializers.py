@@ -45,7 +45,7 @@ __all__ = [
     "lecun_uniform",
 ]
 
-Initializer = Callable[..., jax.Array]
+Initializer = Callable[..., Any]  # to an array, or to one in a box of Flax's
 
 # The standard deviation of a standard normal variable truncated to [-2, 2].
 _TRUNCATED_STDDEV = 0.87962566103423978

@@ -170,7 +170,7 @@ def flax_conv_transpose(
     dilation = 1 if kernel_dilation is None else kernel_dilation
     dilation = geometry.per_axis("kernel_dilation", dilation, rank)
     span = tuple(map(geometry.dilated, kernel.shape[:-2], dilation))
-    circular = padding == "CIRCULAR"
+    circular = isinstance(padding, str) and padding == "CIRCULAR"
     y = _channels_last(
         inputs,
         kernel,
@@ -186,7 +186,7 @@ def flax_conv_transpose(
     shift = circular_shift(span, strides, transpose_kernel)
     if circular and any(shift):
         y = jnp.roll(y, shift, range(-1 - rank, -1))
-    return y if bias is None else y + bias
+    return y if bias is None else functional.add_bias(y, bias, channel_axis=-1)
 
 
 def flax_kernel_shape(
@@ -218,6 +218,15 @@ def flax_kernel_shape(
     shape = (*geometry.per_axis("kernel_size", kernel_size, rank), *channels)
     check_mask(mask, shape)
     return shape
+
+
+def flax_in_features(inputs: jax.typing.ArrayLike) -> int:
+    """The channels of inputs, which must be an array that has some."""
+    functional.check_array("inputs", inputs)
+    shape = jnp.shape(inputs)
+    if not shape:
+        raise ValueError("inputs must be (*batch, *spatial, c_in), got shape ()")
+    return shape[-1]
 
 
 def check_mask(mask: jax.typing.ArrayLike | None, kernel_shape: Sequence[int]) -> None:

@@ -37,21 +37,21 @@ class Parameter(NamedTuple):
     initializer: Initializer
     rule: Rule
 
-    def initial(self, key: jax.Array, dtype: DTypeLike) -> Any:
-        """What the initializer gives: an array, or a box with one.
+    def initial(self, key: jax.Array, dtype: DTypeLike, unboxed: Callable[[Any], Any]) -> Any:
+        """What the initializer gives: an array, or one in a box that `unboxed` takes it out of.
 
         Raises:
           ValueError: if it has another shape or dtype than it was asked for.
         """
         value = self.initializer(key, self.shape, dtype)
         dtype = jax.dtypes.canonicalize_dtype(dtype)
-        for leaf in jax.tree.leaves(value):
-            given = jnp.shape(leaf), jax.dtypes.canonicalize_dtype(leaf.dtype)
-            if given != (self.shape, dtype):
-                raise ValueError(
-                    f"{self.name}_initializer must return an array of shape {self.shape} and dtype "
-                    f"{dtype}, got {given[1]}{list(given[0])} from {self.initializer!r}"
-                )
+        array = unboxed(value)
+        given = jnp.shape(array), jax.dtypes.canonicalize_dtype(jnp.result_type(array))
+        if given != (self.shape, dtype):
+            raise ValueError(
+                f"{self.name}_initializer must return an array of shape {self.shape} and dtype "
+                f"{dtype}, got {given[1]}{list(given[0])} from {self.initializer!r}"
+            )
         return value
 
 
@@ -114,7 +114,7 @@ class Layer:
             inputs, kernel, precision=self.precision, lowering=self.lowering, **self._geometry
         )
         if bias is not None:
-            outputs += jnp.expand_dims(bias, range(1, -self.channel_axis))
+            outputs = functional.add_bias(outputs, bias, self.channel_axis)
         return outputs if self.activation is None else _activation(self.activation)(outputs)
 
     def activity_loss(self, outputs: jax.Array) -> jax.Array | None:
@@ -129,6 +129,23 @@ class Layer:
             )
         # Of no images the penalty is 0, and so is its mean.
         return penalty / jax.core.max_dim(math.prod(outputs.shape[: -1 - self.rank]), 1)
+
+    def input_shape(self, inputs: ArrayLike) -> tuple[int, ...]:
+        """The shape of inputs that the layer takes.
+
+        Raises:
+          TypeError: if the inputs are not an array.
+          ValueError: if the layer does not take them: as `output_shape`, before anything is traced.
+        """
+        functional.check_array("inputs", inputs)
+        shape = jnp.shape(inputs)
+        if len(shape) <= self.rank:
+            raise ValueError(
+                f"inputs must have the layer's {self.rank} spatial axes and one of channels, got "
+                f"shape {shape}"
+            )
+        self.output_shape(shape)
+        return shape
 
     def output_shape(self, input_shape: Sequence[int]) -> tuple[int, ...]:
         """The shape that the layer maps `input_shape` to.
@@ -274,6 +291,8 @@ def _activation(activation: Activation | str) -> Activation:
 def _floating(name: str, value: Any) -> jnp.dtype:
     """The dtype that an argument stands for."""
     try:
+        if value is None:  # NumPy's default, float64
+            raise TypeError
         dtype = jnp.dtype(value)
     except TypeError:
         raise TypeError(f"{name} must be a dtype, got {value!r}") from None

@@ -22,7 +22,7 @@ from flax.core import meta
 from flax.linen import kw_only_dataclasses
 from jax.typing import ArrayLike, DTypeLike
 
-from upconv import functional, geometry, lax
+from upconv import geometry, lax
 from upconv.initializers import Initializer
 from upconv.layer import FIELDS, Activation, Ints, Layer, Parameter, collection
 from upconv.rules import Constraint, Regularizer, Rule, named_leaves, total
@@ -97,10 +97,8 @@ class _ConvTranspose(nn.Module):
           ValueError: if the inputs have too few axes, no pixels, or another number of channels than
             the kernel or the groups take.
         """
-        functional.check_array("inputs", inputs)
-        layer, shape = self._layer, jnp.shape(inputs)
-        layer.output_shape(shape)  # raises what is wrong with the shape before any tracing
-        c_in = shape[layer.channel_axis]
+        layer = self._layer
+        c_in = layer.input_shape(inputs)[layer.channel_axis]
         self._check_channels(layer, c_in)
         declared = layer.parameters(c_in)
         parameters = {name: self._parameter(name, p) for name, p in declared.items()}
@@ -113,13 +111,18 @@ class _ConvTranspose(nn.Module):
             self.sow("losses", "activity", loss, init_fn=lambda: 0.0, reduce_fn=operator.add)
         return outputs
 
+    @nn.nowrap
     def compute_output_shape(self, input_shape: Sequence[int]) -> tuple[int, ...]:
         """The shape that the layer maps `input_shape` to, without computing anything.
 
         Raises:
           ValueError: as calling the layer does.
         """
-        return self._layer.output_shape(input_shape)
+        layer = self._layer
+        output_shape = layer.output_shape(input_shape)
+        if self.scope is not None:
+            self._check_channels(layer, input_shape[layer.channel_axis])
+        return output_shape
 
     @property
     def scope_name(self) -> str:
@@ -150,11 +153,12 @@ class _ConvTranspose(nn.Module):
     def _collection(self) -> str:
         return collection(self.trainable)
 
+    @nn.nowrap
     def _parameter(self, name: str, parameter: Parameter) -> jax.Array:
         if not self.trainable:
             # No optimizer sees this collection, so no rule can apply to it either.
             def initial() -> jax.Array:
-                return parameter.initial(self.make_rng("params"), self.param_dtype)
+                return parameter.initial(self.make_rng("params"), self.param_dtype, meta.unbox)
 
             value = self.variable("non_trainable", name, initial).value
             if jnp.shape(value) != parameter.shape:
@@ -169,12 +173,13 @@ class _ConvTranspose(nn.Module):
             return self.param(name, lambda key: jnp.zeros(parameter.shape, self.param_dtype))
 
         def boxed(key: jax.Array) -> Any:
-            value = parameter.initial(key, self.param_dtype)
+            value = parameter.initial(key, self.param_dtype, meta.unbox)
             declares = parameter.rule != Rule()
             return _RuleBox(value, parameter.rule) if declares and _boxing.value else value
 
         return self.param(name, boxed)
 
+    @nn.nowrap
     def _check_channels(self, layer: Layer, c_in: int) -> None:
         if self.has_variable(self._collection, "kernel"):
             kernel = meta.unbox(self.get_variable(self._collection, "kernel"))
@@ -317,8 +322,9 @@ class ConvTranspose(nn.Module):
     @nn.compact
     def __call__(self, inputs: ArrayLike) -> jax.Array:
         """Upsamples `(*batch, *spatial, c_in)`, any number of batch axes, none included."""
+        c_in = lax.flax_in_features(inputs)
         shape = lax.flax_kernel_shape(
-            self.kernel_size, jnp.shape(inputs)[-1], self.features, self.transpose_kernel, self.mask
+            self.kernel_size, c_in, self.features, self.transpose_kernel, self.mask
         )
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
         if self.mask is not None:
@@ -354,7 +360,8 @@ def rules(
 
     Args:
       module: any Flax module, with layers of this module anywhere in it: nested, shared, or lifted
-        by `nn.scan`, `nn.vmap`, `nn.remat`, `nn.jit`.
+        by `nn.scan`, `nn.vmap`, `nn.remat`, `nn.jit`. Layers of nnx, behind `nnx.bridge.to_linen`,
+        are not seen.
       *example_inputs: what `module.init` would get, with a `jax.ShapeDtypeStruct` in place of an
         array if you like.
       rngs: a key or a dictionary of them, as `module.init` takes it, for models that need it.

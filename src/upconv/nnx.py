@@ -32,7 +32,7 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 from jax.typing import ArrayLike, DTypeLike
 
-from upconv import functional, geometry, lax
+from upconv import geometry, lax
 from upconv.initializers import Initializer
 from upconv.layer import Activation, Ints, Layer, Parameter
 from upconv.rules import Constraint, Regularizer, Rule, named_leaves, total
@@ -153,11 +153,7 @@ class _ConvTranspose(nnx.Module):
           TypeError: if the inputs are not an array.
           ValueError: if the inputs have too few axes, no pixels, or another number of channels.
         """
-        functional.check_array("inputs", inputs)
-        shape = jnp.shape(inputs)
-        self.compute_output_shape(shape)  # raises what is wrong with the shape before any tracing
-        c_in = shape[self.config.channel_axis]
-        self.config.check_channels(c_in, self.kernel.shape, f"this {type(self).__name__}")
+        self._check_channels(self.config.input_shape(inputs))
         bias = None if self.bias is None else self.bias[...]
         arrays = dtypes.promote_dtype((inputs, self.kernel[...], bias), dtype=self.config.dtype)
         outputs = self.config(*arrays)
@@ -172,12 +168,18 @@ class _ConvTranspose(nnx.Module):
         Raises:
           ValueError: as calling the layer does.
         """
-        return self.config.output_shape(input_shape)
+        output_shape = self.config.output_shape(input_shape)
+        self._check_channels(input_shape)
+        return output_shape
+
+    def _check_channels(self, input_shape: Sequence[int]) -> None:
+        c_in = input_shape[self.config.channel_axis]
+        self.config.check_channels(c_in, self.kernel.shape, f"this {type(self).__name__}")
 
     def _variable(
         self, parameter: Parameter, metadata: Metadata, rngs: nnx.Rngs
     ) -> nnx.Variable[jax.Array]:
-        value = parameter.initial(rngs.params(), self.config.param_dtype)
+        value = parameter.initial(rngs.params(), self.config.param_dtype, _unboxed)
         if not self.config.trainable:
             # No optimizer sees this type, so no rule can apply to it either.
             return NonTrainable(value, **metadata)
@@ -355,6 +357,7 @@ class ConvTranspose(nnx.Module):
 
     def __call__(self, inputs: ArrayLike) -> jax.Array:
         """Upsamples `(*batch, *spatial, in_features)`, any number of batch axes, none included."""
+        lax.flax_in_features(inputs)
         kernel = self.kernel[...]
         if self.mask is not None:
             lax.check_mask(self.mask, kernel.shape)  # it may have been replaced
@@ -468,6 +471,11 @@ def _stacked(parameter: Parameter, path: str, shape: tuple[int, ...]) -> Rule:
         f"the parameter {path!r} must have the shape {parameter.shape} that its layer declared, "
         f"or that of a stack of such layers, got {shape}"
     )
+
+
+def _unboxed(value: Any) -> Any:
+    """What an initializer gives, out of the box of `nnx.with_partitioning` and the like."""
+    return value.raw_value if isinstance(value, nnx.VariableMetadata) else value
 
 
 def _is_variable(node: Any) -> bool:
