@@ -129,6 +129,15 @@ class Checkpoints:
             raise CheckpointError(f"{self._newest}: cannot be restored: {why}") from error
 
 
+def exists(run: Path) -> bool:
+    """Whether there is a checkpoint to go on from; one that is incomplete does not count."""
+    try:
+        Checkpoints(run, read_only=True).close()
+    except CheckpointError:
+        return False
+    return True
+
+
 def arrays(tree: Any) -> dict[str, str]:
     """Dtype and shape of every array by its path.
 

@@ -37,7 +37,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import config as configs
-from checkpoint import CheckpointError, Checkpoints
+from checkpoint import CheckpointError, Checkpoints, exists
 from reporting import Reporter
 from task import DEVICES, Batch, State, Task, build
 
@@ -198,7 +198,7 @@ def claim(run: Path, config: configs.Config) -> None:
         raise configs.ConfigError("resume and overwrite: give one of them")
     if config.resume:
         Checkpoints(run, read_only=True).close()  # raises if there is nothing to go on from
-    elif not config.overwrite and any(run.glob("checkpoints/*")):
+    elif not config.overwrite and exists(run):
         raise configs.ConfigError(
             f"{run} holds the checkpoints of a run: go on with --resume, delete them with "
             "--overwrite, or name another folder with --run"

@@ -207,6 +207,19 @@ def test_killed_between_and_during_checkpoints_it_goes_on_to_the_same_bits(
     assert_same_run(run, whole)
 
 
+def test_killed_during_the_first_checkpoint_there_is_nothing_to_keep(
+    path: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert start(path, run, kill="save:6").returncode == -signal.SIGKILL
+    (left,) = (run / "checkpoints").iterdir()
+    assert not left.name.isdecimal()
+    message = refuses([str(path), "--run", str(run), "--resume"], run, capsys)
+    assert "no checkpoint there" in message
+    assert train.main([str(path), "--run", str(run)]) == 0
+    assert_same_run(run, whole)
+
+
 def test_resuming_what_is_finished_repeats_the_summary(
     path: Path, whole: Path, tmp_path: Path
 ) -> None:
