@@ -137,7 +137,7 @@ class Config:
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
     """Continue from the last checkpoint in that folder."""
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Start afresh even if the folder has a checkpoint, and delete what is there."""
+    """Start afresh even if the folder has a checkpoint, and delete what the earlier run wrote."""
     train: Train = Train()
 
 

@@ -4,11 +4,12 @@
 
 `train.py CONFIG --help` lists all keys of that config; without CONFIG, those that every task has.
 
-It writes to the folder `run`: metrics.jsonl (a line per `train.log_every` steps), pictures of
-held-out samples, checkpoints, and at the end summary.json. Ctrl-C or SIGTERM stops it after a last
-checkpoint, from which `--resume` goes on to the same numbers as if nothing had happened. The batch
-is split over all devices. Set JAX_COORDINATOR_ADDRESS to train on several hosts, and also
-JAX_NUM_PROCESSES and JAX_PROCESS_ID unless JAX can infer them from a cluster's own variables.
+It writes to the folder `run`, which must be new, empty, or that of an earlier run: config.json,
+metrics.jsonl (a line per `train.log_every` steps), pictures of held-out samples, checkpoints, and
+at the end summary.json. Ctrl-C or SIGTERM stops it after a last checkpoint, from which `--resume`
+goes on to the same numbers as if nothing had happened. The batch is split over all devices. Set
+JAX_COORDINATOR_ADDRESS to train on several hosts, and also JAX_NUM_PROCESSES and JAX_PROCESS_ID
+unless JAX can infer them from a cluster's own variables.
 
 Exit status: 2 for a config or checkpoint that cannot be used, 1 if the loss is no longer finite,
 128 plus the signal's number after a signal.
@@ -19,7 +20,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import shutil
 import signal
 import sys
 import time
@@ -37,7 +37,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import config as configs
-from checkpoint import CheckpointError, Checkpoints, exists
+from checkpoint import CheckpointError, Checkpoints
+from folder import claimed
 from reporting import Reporter
 from task import DEVICES, Batch, State, Task, build
 
@@ -115,7 +116,7 @@ def located(error: configs.ConfigError, argv: Sequence[str]) -> configs.ConfigEr
 
 def train(config: configs.Config, task: Task) -> int:
     """Trains, writes the run's files, and returns the exit status: 0, or that of a signal."""
-    settings, run = config.train, claimed_folder(config)
+    settings, run = config.train, claimed(config)
     mesh = Mesh(np.array(jax.devices()), (DEVICES,))
     step = make_step(task, mesh)
     with signals() as received, closing(Checkpoints(run)) as checkpoints:
@@ -172,43 +173,6 @@ class Meter:
         means = {name: total / self.count for name, total in self.sums.items()}
         self.count, self.sums = 0, {}
         return {"step": self.step, "seconds": round(self.seconds, 3), **means}
-
-
-def claimed_folder(config: configs.Config) -> Path:
-    """The run's folder, made if need be, and emptied of an earlier run if the config says so.
-
-    Raises:
-      ConfigError: if it is in use, or cannot be used.
-      CheckpointError: if it should have a checkpoint and has none.
-    """
-    run = Path(config.run or "runs")
-    try:
-        claim(run, config)
-    except OSError as error:
-        why = error.strerror or error
-        raise configs.ConfigError(f"{run} cannot be used as a folder: {why}", key="run") from error
-    # No process goes on before all have looked, lest one sees what another has written.
-    multihost_utils.sync_global_devices("claimed")
-    return run
-
-
-def claim(run: Path, config: configs.Config) -> None:
-    """The part of `claimed_folder` that each process does by itself."""
-    if config.resume and config.overwrite:
-        raise configs.ConfigError("resume and overwrite: give one of them")
-    if config.resume:
-        Checkpoints(run, read_only=True).close()  # raises if there is nothing to go on from
-    elif not config.overwrite and exists(run):
-        raise configs.ConfigError(
-            f"{run} holds the checkpoints of a run: go on with --resume, delete them with "
-            "--overwrite, or name another folder with --run"
-        )
-    elif jax.process_index() == 0:
-        for name in ("checkpoints", "pictures", "tensorboard"):
-            shutil.rmtree(run / name, ignore_errors=True)
-        for name in ("metrics.jsonl", "summary.json"):
-            (run / name).unlink(missing_ok=True)
-        (run / "checkpoints").mkdir(parents=True, exist_ok=True)
 
 
 def begin(

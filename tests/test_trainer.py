@@ -21,6 +21,7 @@ from PIL import Image
 
 import checkpoint
 import config as configs
+import folder
 import task
 import toy
 import train
@@ -79,15 +80,21 @@ def saved(run: Path, **config: Any) -> Any:
     return jax.tree.map(np.asarray, saved.restore(like))
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+def contents(root: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+
+def write(root: Path, texts: dict[str, str]) -> None:
+    for name, text in texts.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
 
 
 def assert_same_run(run: Path, whole: Path) -> None:
     """Bit by bit, but for the time."""
     assert lines(run) == lines(whole)
     jax.tree.map(np.testing.assert_array_equal, saved(run), saved(whole))
-    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (run, whole)]
+    summaries = [json.loads((one / "summary.json").read_text()) for one in (run, whole)]
     for summary in summaries:
         del summary["seconds"], summary["config"]
     assert summaries[0] == summaries[1]
@@ -315,6 +322,59 @@ def test_a_folder_with_checkpoints_is_not_overwritten_unless_told(
     assert {p.name for p in (run / "pictures").iterdir()} == {"kernel-000003.png"}
 
 
+FOREIGN = {
+    "notes.txt": "mine",
+    "pictures/holiday.jpg": "mine",
+    "tensorboard/others/events.out.tfevents.1": "mine",
+    "checkpoints/5-best/weights": "mine",
+}
+
+
+@pytest.mark.parametrize("options", [[], ["--overwrite"], ["--resume"]], ids=str)
+@pytest.mark.parametrize("mark", [None, "{}", "[]", "{", '{"task": "ner", "train": {}}'])
+def test_a_folder_of_others_is_refused(
+    mark: str | None, options: list[str], path: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    write(tmp_path, FOREIGN | {"summary.json": "{}", "metrics.jsonl": ""})
+    if mark is not None:
+        (tmp_path / folder.MARK).write_text(mark)
+    message = refuses([str(path), "--run", str(tmp_path), *options], tmp_path, capsys)
+    if options == ["--resume"]:
+        assert "no checkpoint there" in message
+    else:
+        assert "run: must be a new folder, an empty one, or that of an earlier run" in message
+        assert str(tmp_path) in message
+
+
+def test_overwriting_deletes_only_what_a_run_wrote(path: Path, whole: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(whole, tmp_path / "run")
+    left = ["checkpoints/30.orbax-checkpoint-tmp/x", "tensorboard/events.out.tfevents.1.host"]
+    write(run, FOREIGN | dict.fromkeys(left, "") | {"metrics.new": ""})
+    assert train.main([str(path), "--run", str(run), "--overwrite", "--train.steps", "3"]) == 0
+    kept = contents(run)
+    assert {name: kept[name].decode() for name in FOREIGN} == FOREIGN
+    new = {name for name in kept if not name.startswith("checkpoints/3/")} - FOREIGN.keys()
+    assert new == {
+        *("config.json", "metrics.jsonl", "summary.json"),
+        *("kernel.png", "pictures/kernel-000003.png"),
+    }
+
+
+def test_a_folder_is_a_run_from_its_first_moment(
+    path: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped before there was a checkpoint, it may be started again."""
+    argv = [str(path), "--run", str(tmp_path)]
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "begin", lambda *args: sys.exit(3))
+        with pytest.raises(SystemExit):
+            train.main(argv)
+    assert configs.from_table(json.loads((tmp_path / folder.MARK).read_text())).task == "toy"
+    assert train.main(argv) == 0
+    assert_same_run(tmp_path, whole)
+
+
 @pytest.mark.parametrize(
     ("name", "options", "why"),
     [
@@ -323,14 +383,16 @@ def test_a_folder_with_checkpoints_is_not_overwritten_unless_told(
         ("file/new", [], "Not a directory"),
         (256 * "x", [], "File name too long"),
         (256 * "x", ["--resume"], "File name too long"),
-        (".", [], "File exists"),  # `checkpoints` does
+        ("run", [], "File exists"),  # `checkpoints` does
     ],
 )
 def test_what_cannot_be_a_folder_is_refused(
     name: str, options: list[str], why: str, path: Path, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    for file in ("file", "checkpoints"):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / folder.MARK).write_text('{"task": "toy", "train": {}}')
+    for file in ("file", "run/checkpoints"):
         (tmp_path / file).write_text("kept")
     run = tmp_path / name
     message = refuses([str(path), "--run", str(run), *options], tmp_path, capsys)
