@@ -7,9 +7,10 @@
 It writes to the folder `run`, which must be new, empty, or that of an earlier run: config.json,
 metrics.jsonl (a line per `train.log_every` steps), pictures of held-out samples, checkpoints, and
 at the end summary.json. Ctrl-C or SIGTERM stops it after a last checkpoint, from which `--resume`
-goes on to the same numbers as if nothing had happened. The batch is split over all devices. Set
-JAX_COORDINATOR_ADDRESS to train on several hosts, and also JAX_NUM_PROCESSES and JAX_PROCESS_ID
-unless JAX can infer them from a cluster's own variables.
+goes on to the same numbers as if nothing had happened; while it still starts up, before it writes
+anything. The batch is split over all devices. Set JAX_COORDINATOR_ADDRESS to train on several
+hosts, and also JAX_NUM_PROCESSES and JAX_PROCESS_ID unless JAX can infer them from a cluster's own
+variables.
 
 Exit status: 2 for a config or checkpoint that cannot be used, 1 if the loss is no longer finite,
 128 plus the signal's number after a signal.
@@ -57,9 +58,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Trains, and returns the exit status."""
     argv = sys.argv[1:] if argv is None else argv
     try:
-        config = configs.from_command_line(argv, description=__doc__ or "")
+        with signals() as received:
+            config = configs.from_command_line(argv, description=__doc__ or "")
+        if received:
+            return not_begun(received[0])
+        # Without our handlers: while JAX waits for the other processes no Python is run, so that
+        # they would hear nothing, and then it puts its own in the place of that for SIGTERM.
         join_hosts()
-        return train(config, build_named(argv, config))
+        with signals() as received:
+            return train(config, build_named(argv, config), received)
     except (configs.ConfigError, CheckpointError) as error:
         return fail(2, error)
     except DivergedError as error:
@@ -70,6 +77,12 @@ def fail(status: int, message: object) -> int:
     """Says why, and returns the exit status."""
     print(f"train.py: {message}", file=sys.stderr)
     return status
+
+
+def not_begun(number: int) -> int:
+    """Says that a signal has stopped the program in time, and returns the exit status."""
+    print(f"{signal.Signals(number).name}: stopped before the first step; nothing was written")
+    return 128 + number
 
 
 def join_hosts() -> None:
@@ -114,12 +127,20 @@ def located(error: configs.ConfigError, argv: Sequence[str]) -> configs.ConfigEr
     return configs.ConfigError(str(error) if f"__{error.key}" in given else f"{path}: {error}")
 
 
-def train(config: configs.Config, task: Task) -> int:
-    """Trains, writes the run's files, and returns the exit status: 0, or that of a signal."""
+def train(config: configs.Config, task: Task, received: list[int]) -> int:
+    """Trains, writes the run's files, and returns the exit status: 0, or that of a signal.
+
+    Args:
+      config: the run's.
+      task: what is trained.
+      received: the signals that `signals` has collected so far, and will collect.
+    """
+    if stop := agreed(received, 1, 0):
+        return not_begun(stop)
     settings, run = config.train, claimed(config)
     mesh = Mesh(np.array(jax.devices()), (DEVICES,))
     step = make_step(task, mesh)
-    with signals() as received, closing(Checkpoints(run)) as checkpoints:
+    with closing(Checkpoints(run)) as checkpoints:
         state, meter = begin(config, task, mesh, checkpoints)
         started = time.perf_counter() - meter.seconds
         with closing(Reporter(config, task, run, after=meter.step)) as report:

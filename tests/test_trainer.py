@@ -162,6 +162,38 @@ def test_a_signal_saves_and_resuming_changes_no_bit(
     assert_same_run(tmp_path, whole)
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """SIGINT does what it does at a terminal: a shell's background jobs ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
+@pytest.mark.parametrize(
+    "moment", [(configs, "from_command_line"), (train, "build")], ids=["config", "task"]
+)
+def test_a_signal_during_start_up_changes_nothing(
+    moment: tuple[Any, str], path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    module, name = moment
+    function = getattr(module, name)
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return function(*args, **kwargs)
+
+    monkeypatch.setattr(module, name, interrupted)
+    before = contents(whole)
+    status = train.main([str(path), "--run", str(whole), "--overwrite"])
+    assert status == 128 + signal.SIGINT
+    assert contents(whole) == before
+    assert capsys.readouterr().out == "SIGINT: stopped before the first step; nothing was written\n"
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_second_signal_does_what_it_always_did(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,13 +205,8 @@ def test_a_second_signal_does_what_it_always_did(
         return draw(*args)
 
     monkeypatch.setattr(train, "draw", impatient)
-    # A shell's background jobs ignore it, and so would the tests that one runs.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            train.main([str(path), "--run", str(tmp_path)])
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with pytest.raises(KeyboardInterrupt):
+        train.main([str(path), "--run", str(tmp_path)])
 
 
 def start(path: Path, run: Path, *options: str, kill: str = "") -> subprocess.CompletedProcess[str]:
