@@ -123,7 +123,8 @@ class Train:
     def __post_init__(self) -> None:
         for key in ("steps", "batch_size", "log_every", "evaluate_every", "checkpoint_every"):
             require(getattr(self, key) > 0, f"train.{key}", "positive", getattr(self, key))
-        require(self.seed >= 0, "train.seed", "0 or more", self.seed)
+        # JAX takes no larger ones.
+        require(0 <= self.seed < 2**63, "train.seed", "from 0 to below 2**63", self.seed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,8 +209,13 @@ def _typed(annotation: Any, value: Any, key: str) -> Any:
                 return None
             return _typed(next(a for a in typing.get_args(kind) if a is not type(None)), value, key)
         case (kind, list()) if typing.get_origin(kind) is tuple:
-            item = typing.get_args(kind)[0]
-            return tuple(_typed(item, v, f"{key}[{i}]") for i, v in enumerate(value))
+            items = typing.get_args(kind)
+            if items[-1] is Ellipsis:
+                items = items[:1] * len(value)
+            if len(items) == len(value):
+                pairs = enumerate(zip(items, value, strict=True))
+                return tuple(_typed(item, v, f"{key}[{i}]") for i, (item, v) in pairs)
+            expected = f"array of {len(items)} entries"
         case (kind, _) if typing.get_origin(kind) is tuple:
             expected = "array"
         case (kind, _) if typing.get_origin(kind) is Literal:

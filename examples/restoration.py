@@ -129,18 +129,21 @@ class Restoration(Supervised):
 
     def load(self) -> list[list[np.ndarray]]:
         """The views of all photographs, in all sizes."""
-        views = []
-        for image in photos.training(self.config.data.photos):
-            for size in self.config.data.sizes:
-                height, width = (round(size * length) for length in image.shape[:2])
-                views.append(self.examples(photos.resize(image, height, width)))
-        smallest = min(min(view[0].shape[:2]) for view in views)
-        if self.config.data.crop > smallest:
+        data = self.config.data
+        sized = [
+            (image, [round(size * length) for length in image.shape[:2]])
+            for image in photos.training(data.photos)
+            for size in data.sizes
+        ]
+        smallest = min(length for _, lengths in sized for length in lengths)
+        expected = "large enough to leave pixels of every photograph"
+        configs.require(smallest > 0, "data.sizes", expected, data.sizes)
+        if data.crop > smallest // self.scale:
             raise configs.ConfigError(
-                f"the smallest photograph leaves {smallest} pixels, got {self.config.data.crop}",
+                f"the smallest photograph leaves {smallest // self.scale} pixels, got {data.crop}",
                 key="data.crop",
             )
-        return views
+        return [self.examples(photos.resize(image, *lengths)) for image, lengths in sized]
 
     def describe(self) -> list[str]:
         """How much there is to train on."""

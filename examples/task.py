@@ -12,6 +12,7 @@ To train something of your own, copy one of these modules and add its name to `c
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any, Protocol
@@ -19,9 +20,10 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 import config as configs
-from upconv import constraints
+from upconv import constraints, transforms
 from upconv.rules import Rule, named_leaves
 
 DEVICES = "devices"
@@ -75,9 +77,33 @@ def build(config: configs.Config) -> Task:
     """The task that a config describes.
 
     Raises:
-      ConfigError: for a key that does not suit the data.
+      ConfigError: for a key that does not suit the data or the model.
     """
-    return import_module(config.task).build(config)
+    task = import_module(config.task).build(config)
+    check_rules(task)
+    return task
+
+
+def check_rules(task: Task) -> None:
+    """Raises a ConfigError if a regularizer or constraint cannot be applied to its parameter."""
+    params = task.params(jax.eval_shape(task.init, jax.random.key(0)))
+    shapes = {path: leaf.shape for path, leaf in named_leaves(params)}
+    for path, rule in task.rules.items():
+        halves = {
+            "regularizer": dataclasses.replace(rule, constraint=None),
+            "constraint": dataclasses.replace(rule, regularizer=None),
+        }
+        for kind, half in halves.items():
+            # What the optimizer will do in every step, on shapes alone.
+            optimizer = transforms.with_rules(optax.identity(), {path: half})
+            try:
+                jax.eval_shape(optimizer.update, params, optimizer.init(params), params)
+            except (TypeError, ValueError) as error:
+                raise configs.ConfigError(
+                    f"{getattr(rule, kind)} cannot be applied to {path}, whose shape is "
+                    f"{shapes[path]}: {error}",
+                    key=f"model.kernel_{kind}",
+                ) from error
 
 
 def mean(x: jax.Array) -> jax.Array:

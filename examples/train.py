@@ -7,8 +7,8 @@
 It writes to the folder `run`, which must be new, empty, or that of an earlier run: config.json,
 metrics.jsonl (a line per `train.log_every` steps), pictures of held-out samples, checkpoints, and
 at the end summary.json. Ctrl-C or SIGTERM stops it after a last checkpoint, from which `--resume`
-goes on to the same numbers as if nothing had happened; while it still starts up, before it writes
-anything. The batch is split over all devices. Set JAX_COORDINATOR_ADDRESS to train on several
+goes on to the same numbers as if nothing had happened; during start-up they stop it before anything
+is written. The batch is split over all devices. Set JAX_COORDINATOR_ADDRESS to train on several
 hosts, and also JAX_NUM_PROCESSES and JAX_PROCESS_ID unless JAX can infer them from a cluster's own
 variables.
 
@@ -21,6 +21,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import re
 import signal
 import sys
 import time
@@ -62,8 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             config = configs.from_command_line(argv, description=__doc__ or "")
         if received:
             return not_begun(received[0])
-        # Without our handlers: while JAX waits for the other processes no Python is run, so that
-        # they would hear nothing, and then it puts its own in the place of that for SIGTERM.
+        # Without handlers: while JAX waits for the other processes, no Python runs that could heed
+        # a signal; and once they are there, JAX puts its own handler in the place of SIGTERM's.
         join_hosts()
         with signals() as received:
             return train(config, build_named(argv, config), received)
@@ -86,13 +87,32 @@ def not_begun(number: int) -> int:
 
 
 def join_hosts() -> None:
-    """Joins the processes that the environment describes, if any, into one run."""
-    count, index = os.environ.get("JAX_NUM_PROCESSES"), os.environ.get("JAX_PROCESS_ID")
-    if "JAX_COORDINATOR_ADDRESS" in os.environ and not jax.distributed.is_initialized():
-        jax.distributed.initialize(
-            num_processes=None if count is None else int(count),
-            process_id=None if index is None else int(index),
-        )
+    """Joins the processes that the environment describes, if any, into one run.
+
+    Raises:
+      ConfigError: if it describes none that can be joined.
+    """
+    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    if address is None or jax.distributed.is_initialized():
+        return
+    good = re.fullmatch(r".+:\d+", address) is not None
+    configs.require(good, "JAX_COORDINATOR_ADDRESS", "HOST:PORT", address)
+    count, index = integer("JAX_NUM_PROCESSES"), integer("JAX_PROCESS_ID")
+    try:
+        jax.distributed.initialize(num_processes=count, process_id=index)
+    except ValueError as error:
+        raise configs.ConfigError(
+            f"cannot join the processes at {address}: {error}", key="JAX_COORDINATOR_ADDRESS"
+        ) from error
+
+
+def integer(name: str) -> int | None:
+    """The integer that a variable of the environment holds, or None if it is not set."""
+    text = os.environ.get(name)
+    try:
+        return None if text is None else int(text)
+    except ValueError as error:
+        raise configs.ConfigError(f"must be an integer, got {text!r}", key=name) from error
 
 
 def build_named(argv: Sequence[str], config: configs.Config) -> Task:

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -126,6 +127,7 @@ BAD_FILES = [
     ("[train]\nsteps = 3.0", "train.steps"),
     ("[train]\nsteps = 0", "train.steps"),
     ("[train]\nseed = -1", "train.seed"),
+    ("[train]\nseed = 9223372036854775808", "train.seed: must be from 0 to below 2**63"),
     ("train = 3", "train"),
     ("run = 3", "run"),
     ("[model]\nfeatures = 8", "model.features"),
@@ -138,16 +140,25 @@ BAD_FILES = [
     ("[model]\nkernel_constraint = 'MaxNorm(-2.0)'", "model.kernel_constraint"),
     ("[model]\nkernel_constraint = 'MaxNorm(open(\"x\"))'", "model.kernel_constraint"),
     ("[model]\nkernel_constraint = 'L2(1e-3)'", "model.kernel_constraint"),
+    (
+        "[model]\nkernel_constraint = 'MaxNorm(axis=(0, 1, 7))'",
+        "axis=(0, 1, 7)) cannot be applied to decoder/up1/kernel, whose shape is (4, 4, 24, 48): ",
+    ),
+    ("[model]\nkernel_constraint = 'MaxNorm(axis=(0, -4))'", "model.kernel_constraint"),
     ("[model]\nkernel_regularizer = 'MaxNorm(2.0)'", "model.kernel_regularizer"),
     ("[optimizer]\nlearning_rate = nan", "optimizer.learning_rate"),
     ("[optimizer]\nlearning_rate = false", "optimizer.learning_rate"),
     ("[data]\nheldout = 1001", "data.heldout"),
     ("[data]\nheldout = 5000", "data.heldout"),
     ("[data]\nshift = -1", "data.shift"),
+    ("[data]\nshift = 28", "data.shift: must be from 0 to 27, got 28"),
     ("steps = \nrun = 3", "line 2"),
     ("\ud800", "utf-8"),
     ("task = 'autoencodr'", "task: expected one of autoencoder, gan"),
     ("task = 3", "task"),
+    ("task = 'gan'\n[model]\nfeatures = [8, 4, 2]", "model.features: expected array of 2 entries"),
+    ("task = 'gan'\n[model]\nfeatures = [1]", "model.features: expected array of 2 entries"),
+    ("task = 'gan'\n[model]\nfeatures = [8, '4']", "model.features[1]: expected int"),
     ("[train]\ncompute_dtype = 'float16'", "train.compute_dtype"),
     ("[train]\ntensorboard = 1", "train.tensorboard"),
     ("[train]\nevaluate_every = 0", "train.evaluate_every"),
@@ -167,6 +178,7 @@ def test_a_bad_config_is_refused_by_file_and_key(
     message = capsys.readouterr().err
     assert str(path) in message
     assert key in message
+    assert message.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -217,6 +229,43 @@ def test_a_file_is_at_fault_whatever_else_is_overridden(
     path.write_text("task = 'autoencoder'\n[data]\nheldout = 5000")
     assert train.main([str(path), "--data.shift", "2", "--run", "data.heldout"]) == 2
     assert capsys.readouterr().err.startswith(f"train.py: {path}: data.heldout: must be")
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"NUM_PROCESSES": "abc"}, "JAX_NUM_PROCESSES: must be an integer, got 'abc'"),
+        (
+            {"NUM_PROCESSES": "2", "PROCESS_ID": "1.0"},
+            "JAX_PROCESS_ID: must be an integer, got '1.0'",
+        ),
+        (
+            {"NUM_PROCESSES": "2", "PROCESS_ID": "2"},
+            "JAX_COORDINATOR_ADDRESS: cannot join the processes at 127.0.0.1:1: 2 is one too many",
+        ),
+        (
+            {"COORDINATOR_ADDRESS": "127.0.0.1"},
+            "JAX_COORDINATOR_ADDRESS: must be HOST:PORT, got '127.0.0.1'",
+        ),
+    ],
+    ids=str,
+)
+def test_hosts_that_cannot_be_joined_are_refused(
+    variables: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    for name, value in {"COORDINATOR_ADDRESS": "127.0.0.1:1", **variables}.items():
+        monkeypatch.setenv(f"JAX_{name}", value)
+
+    def initialize(num_processes: int, process_id: int) -> None:
+        assert num_processes == process_id == 2
+        raise ValueError("2 is one too many")  # the real one asks first whether JAX is in use
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    assert train.main([str(DIGITS)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"train.py: {message}")
+    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize("argv", [[], ["no/such.toml"]], ids=["none", "missing"])

@@ -326,6 +326,8 @@ BAD = [
     ("superres", {"data__crop": 0}, "data.crop: must be positive"),
     ("superres", {"data__scale": 1}, "data.scale: must be 2 or more"),
     ("superres", {"data__sizes": [0.5, 1.5]}, "data.sizes: must be one or more numbers"),
+    ("superres", {"data__sizes": [0.5, 1e-9]}, "data.sizes: must be large enough to leave pixels"),
+    ("superres", {"data__sizes": [0.005]}, "data.crop: the smallest photograph leaves 0 pixels"),
     ("superres", {"model__mappings": -1}, "model.mappings: must be 0 or more"),
     ("superres", {"model__features": 0}, "model.features: must be positive"),
     ("denoise", {"data__sigma": 0}, "data.sigma: must be positive"),
