@@ -16,6 +16,9 @@ import config as configs
 import pictures
 from task import State, Task, constraint_report
 
+VERDICTS = {True: "satisfied", False: "VIOLATED", None: "goes only part of the way each time"}
+"""How the log says what `constraint_report` has found."""
+
 
 class Reporter:
     """Shows and writes what a run reports; of several processes only the first does.
@@ -101,7 +104,7 @@ class Reporter:
             if isinstance(value, float) and name != "seconds":
                 self.console.print(f"  {name}: {value:.5g}")
         for check in summary["constraints"]:
-            verdict = "satisfied" if check["satisfied"] else "VIOLATED"
+            verdict = VERDICTS[check["satisfied"]]
             self.console.print(
                 f"  {check['path']}: {check['constraint']} {verdict}: {check['detail']}"
             )

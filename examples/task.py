@@ -124,7 +124,9 @@ def in_pieces(f: Callable[[Any], jax.Array], inputs: np.ndarray, size: int = 500
 def constraint_report(task: Task, state: State) -> list[dict[str, Any]]:
     """Says of each constrained parameter whether it satisfies its constraint.
 
-    Applies every constraint once more: what satisfies it does not change, except by rounding.
+    Applies every constraint once more: what satisfies it does not change, except by rounding. That
+    tells nothing of a constraint that goes only part of the way, such as `MinMaxNorm` at a rate
+    below 1, and so changes its own results again: where it does, `satisfied` is None.
     """
     leaves = dict(named_leaves(task.params(state)))
     report = []
@@ -132,8 +134,13 @@ def constraint_report(task: Task, state: State) -> list[dict[str, Any]]:
         if rule.constraint is None:
             continue
         value = leaves[path]
-        moved = float(jnp.max(jnp.abs(rule.constraint(value) - value)))
-        satisfied = moved <= 1e-5 * float(jnp.max(jnp.abs(value)))
+        once = rule.constraint(value)
+        moved, again = (
+            float(jnp.max(jnp.abs(after - before)))
+            for before, after in ((value, once), (once, rule.constraint(once)))
+        )
+        rounding = 1e-5 * float(jnp.max(jnp.abs(value)))
+        satisfied = None if min(moved, again) > rounding else moved <= rounding
         detail = f"applying it again moves no weight by more than {moved:.1e}"
         if isinstance(rule.constraint, constraints.MaxNorm):
             norms = jnp.sqrt(jnp.sum(jnp.square(value), axis=rule.constraint.axis)).ravel()

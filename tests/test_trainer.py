@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -562,3 +563,33 @@ def test_a_violated_constraint_is_reported() -> None:
     (check,) = task.constraint_report(made, state)
     assert check["satisfied"]
     assert "0 of 3" in check["detail"]
+
+
+def report_of(constraint: constraints.MinMaxNorm, kernel: np.ndarray) -> dict[str, Any]:
+    made = toy.build(toy.Config("toy"))
+    made.rules = {"up/kernel": Rule(constraint=constraint)}
+    (check,) = task.constraint_report(made, toy.State({"up": {"kernel": kernel}}, None))
+    return check
+
+
+def test_a_constraint_that_goes_part_of_the_way_is_not_called_violated() -> None:
+    kernel = np.full((2, 2, 3, 4), 1.0, np.float32)  # every filter of norm 4
+    whole = constraints.MinMaxNorm(0.5, 1.0, axis=(0, 1, 3))
+    half = constraints.MinMaxNorm(0.5, 1.0, rate=0.5, axis=(0, 1, 3))
+    assert report_of(whole, kernel)["satisfied"] is False
+    assert report_of(half, kernel)["satisfied"] is None
+    assert report_of(half, np.asarray(half(kernel)))["satisfied"] is None
+    assert report_of(half, np.asarray(whole(kernel)))["satisfied"] is True
+
+
+def test_the_log_says_of_such_a_constraint_what_it_does(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    half = constraints.MinMaxNorm(0.1, 0.2, rate=0.5, axis=(0, 1, 3))
+    monkeypatch.setattr(toy, "constraints", SimpleNamespace(MaxNorm=lambda *_, **__: half))
+    assert train.main([str(path), "--run", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "VIOLATED" not in out
+    assert "rate=0.5, axis=(0, 1, 3)) goes only part of the way each time: applying" in out
+    (check,) = json.loads((tmp_path / "summary.json").read_text())["constraints"]
+    assert check["satisfied"] is None
