@@ -65,7 +65,7 @@ class Picture:
     Attributes:
       pixels: `(height, width, 1 or 3)`, as `photos` has them.
       alpha: `(height, width, 1)`, how opaque it is; None if it is opaque everywhere.
-      profile: the ICC profile that says what the colours mean, if there is one.
+      profile: the ICC profile of its file, if there is one; it may be of another colour space.
     """
 
     pixels: np.ndarray
@@ -164,8 +164,13 @@ def write(path: Path, picture: Picture) -> None:
     if picture.alpha is not None:
         alpha = photos.resize(picture.alpha, *pixels.shape[:2])
         pixels = np.concatenate([photos.as_color(pixels), alpha], axis=-1)
+    image = Image.fromarray(photos.as_bytes(pixels))
+    space = b"GRAY" if image.mode == "L" else b"RGB "
+    # An ICC profile names at byte 16 the colour space that it is about. Of another, such as the
+    # CMYK that a picture was read from, it would only mislead.
+    profile = picture.profile if (picture.profile or b"")[16:20] == space else None
     try:
-        Image.fromarray(photos.as_bytes(pixels)).save(path, icc_profile=picture.profile)
+        image.save(path, icc_profile=profile)
     except OSError as error:
         raise PictureError(f"{path}: {error.strerror or error}") from error
 

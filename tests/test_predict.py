@@ -137,11 +137,36 @@ def test_pictures_are_turned_as_the_camera_said(runs: dict[str, Path], tmp_path:
 
 def test_opacity_and_profile_are_kept(runs: dict[str, Path], tmp_path: Path) -> None:
     image = picture("RGBA", 20, 10)
-    image.save(tmp_path / "cat.png", icc_profile=b"what colours mean")
+    image.save(tmp_path / "cat.png", icc_profile=profile(b"RGB "))
     assert predict.main([str(runs["denoise"]), str(tmp_path / "cat.png")]) == 0
     result = opened(tmp_path / "cat_denoise.png")
     np.testing.assert_array_equal(np.asarray(result)[..., 3], np.asarray(image)[..., 3])
-    assert result.info["icc_profile"] == b"what colours mean"
+    assert result.info["icc_profile"] == profile(b"RGB ")
+
+
+def profile(space: bytes) -> bytes:
+    """As much of an ICC profile as says what it is about."""
+    return 16 * b"-" + space + 108 * b"-"
+
+
+@pytest.mark.parametrize(
+    ("mode", "space", "kept"),
+    [
+        ("L", b"GRAY", True),
+        ("L", b"RGB ", False),
+        ("LA", b"GRAY", False),
+        ("P", b"RGB ", True),
+        ("CMYK", b"CMYK", False),
+    ],
+)
+def test_a_profile_goes_where_its_colour_space_does(
+    runs: dict[str, Path], mode: str, space: bytes, kept: bool, tmp_path: Path
+) -> None:
+    name = "cat.jpg" if mode == "CMYK" else "cat.png"
+    picture(mode, 20, 10).save(tmp_path / name, icc_profile=profile(space))
+    assert predict.main([str(runs["denoise"]), str(tmp_path / name)]) == 0
+    found = opened(tmp_path / "cat_denoise.png").info.get("icc_profile")
+    assert found == (profile(space) if kept else None)
 
 
 def corrupt(folder: Path, runs: dict[str, Path]) -> list[str]:
