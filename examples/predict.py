@@ -137,17 +137,19 @@ def read(path: Path) -> Picture:
     """
     try:
         with Image.open(path) as opened:
-            image = ImageOps.exif_transpose(opened)
+            image, kind = ImageOps.exif_transpose(opened), opened.format
     except UnidentifiedImageError as error:
         raise PictureError(f"{path}: not a picture") from error
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise PictureError(f"{path}: {why}") from error
     profile = image.info.get("icc_profile")
-    if image.mode.startswith("I"):  # 16 bits of grey
+    # 16 bits of grey. Those of a PGM file Pillow brings to the same range in 32 bits.
+    if image.mode.startswith("I;16") or (image.mode, kind) == ("I", "PPM"):
         return Picture(np.asarray(image, np.float32)[..., None] / 65535, profile=profile)
-    if image.mode == "F":
-        raise PictureError(f"{path}: its pixels are floats, of which no one knows what is white")
+    if image.mode in ("I", "F"):
+        numbers = "floats" if image.mode == "F" else "32-bit integers"
+        raise PictureError(f"{path}: its pixels are {numbers}, of which no one knows what is white")
     grey = image.mode in ("1", "L", "LA", "La")
     alpha = photos.as_float(np.asarray(image.convert("RGBA"))[..., 3])
     pixels = photos.as_float(np.asarray(image.convert("L" if grey else "RGB")))

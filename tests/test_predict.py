@@ -123,6 +123,16 @@ def test_added_noise_is_taken_away_again(
     assert clean > noisy
 
 
+def test_the_same_16_bits_in_any_file_are_the_same_picture(tmp_path: Path) -> None:
+    image = picture("I;16", 20, 10)
+    for name in ("cat.png", "cat.tiff", "cat.pgm"):
+        image.save(tmp_path / name)
+        np.testing.assert_array_equal(
+            predict.read(tmp_path / name).pixels[..., 0],
+            np.asarray(image).astype(np.float32) / 65535,
+        )
+
+
 def test_pictures_are_turned_as_the_camera_said(runs: dict[str, Path], tmp_path: Path) -> None:
     image = picture("RGB", 40, 30)
     exif = Image.Exif()
@@ -204,6 +214,7 @@ BAD: dict[str, tuple[Callable[[Path, dict[str, Path]], list[str]], str]] = {
     "not a picture": (named("note.png"), "note.png: not a picture"),
     "half a picture": (named("half.png"), "half.png: "),
     "floats": (named("float.tiff"), "its pixels are floats"),
+    "32-bit integers": (named("long.tiff"), "its pixels are 32-bit integers, of which no one"),
     "output exists": (named("cat.png", output="note.png"), "note.png: exists already"),
     "strip exists": (named("cat.png", output="old.png"), "old_strip.png: exists already"),
     "no folder": (named("cat.png", output="none/a.png"), "there is no folder"),
@@ -223,6 +234,7 @@ def test_what_cannot_be_used_is_one_line(
     picture("RGB", 40, 30).save(tmp_path / "cat.png")
     picture("RGBA", 40, 30).save(tmp_path / "clear.png")
     Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "float.tiff")
+    Image.fromarray(np.full((4, 4), 200, np.int32)).save(tmp_path / "long.tiff")
     data = (tmp_path / "cat.png").read_bytes()
     (tmp_path / "half.png").write_bytes(data[: len(data) // 2])
     for name in ("note.png", "old_strip.png"):
