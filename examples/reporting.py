@@ -20,6 +20,10 @@ VERDICTS = {True: "satisfied", False: "VIOLATED", None: "goes only part of the w
 """How the log says what `constraint_report` has found."""
 
 
+class MetricsError(RuntimeError):
+    """A file of metrics that a run cannot go on with; the message names it."""
+
+
 class Reporter:
     """Shows and writes what a run reports; of several processes only the first does.
 
@@ -29,6 +33,10 @@ class Reporter:
       run: the folder to write to.
       after: the step that the run goes on from. Lines of later steps, written before it was
         interrupted, are dropped: they will be written again.
+
+    Raises:
+      MetricsError: if the lines up to that step cannot be read, or nothing but the summary is left
+        to write, and the last line, which it repeats, is missing.
     """
 
     def __init__(self, config: configs.Config, task: Task, run: Path, after: int) -> None:
@@ -42,7 +50,13 @@ class Reporter:
         self.metrics = run / "metrics.jsonl"
         self.tensorboard = None
         if self.leads:
-            write_lines(self.metrics, read_lines(self.metrics, after))
+            lines = read_lines(self.metrics, after)
+            if after == config.train.steps and (not lines or lines[-1]["step"] != after):
+                raise MetricsError(
+                    f"{self.metrics}: the line of step {after}, which the summary repeats, is "
+                    "missing; only with more --train.steps can the run go on"
+                )
+            write_lines(self.metrics, lines)
         if self.leads and config.train.tensorboard:
             writer = import_module("tensorboardX").SummaryWriter
             self.tensorboard = writer(str(run / "tensorboard"), purge_step=after + 1)
@@ -122,10 +136,24 @@ class Reporter:
 
 
 def read_lines(path: Path, last: int) -> list[dict[str, Any]]:
-    """The lines of metrics up to a step; one that is incomplete is left out."""
-    texts = path.read_text().splitlines(keepends=True) if path.exists() else []
-    lines = [json.loads(text) for text in texts if text.endswith("\n")]
-    return [line for line in lines if line["step"] <= last]
+    """The lines of metrics up to a step; one that is incomplete is left out.
+
+    Raises:
+      MetricsError: for another line that is none of metrics.
+    """
+    *texts, _ = (path.read_bytes() if path.exists() else b"").split(b"\n")
+    lines = []
+    for number, text in enumerate(texts, start=1):
+        try:
+            line = json.loads(text)
+            if line["step"] <= last:
+                lines.append(line)
+        except (ValueError, TypeError, LookupError) as error:
+            raise MetricsError(
+                f"{path}: line {number} must hold metrics as JSON, `step` among them, "
+                f"got {text.decode(errors='replace').strip()!r:.80}"
+            ) from error
+    return lines
 
 
 def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:

@@ -12,8 +12,8 @@ is written. The batch is split over all devices. Set JAX_COORDINATOR_ADDRESS to 
 hosts, and also JAX_NUM_PROCESSES and JAX_PROCESS_ID unless JAX can infer them from a cluster's own
 variables.
 
-Exit status: 2 for a config or checkpoint that cannot be used, 1 if the loss is no longer finite,
-128 plus the signal's number after a signal.
+Exit status: 2 for a config, folder or checkpoint that cannot be used, 1 if the loss is no longer
+finite, 128 plus the signal's number after a signal.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from jax.sharding import PartitionSpec as P
 import config as configs
 from checkpoint import CheckpointError, Checkpoints
 from folder import claimed
-from reporting import Reporter
+from reporting import MetricsError, Reporter
 from task import DEVICES, Batch, State, Task, build
 
 MAY_DIFFER = {
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         join_hosts()
         with signals() as received:
             return train(config, build_named(argv, config), received)
-    except (configs.ConfigError, CheckpointError) as error:
+    except (configs.ConfigError, CheckpointError, MetricsError) as error:
         return fail(2, error)
     except DivergedError as error:
         return fail(1, error)

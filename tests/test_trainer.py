@@ -264,6 +264,32 @@ def test_resuming_what_is_finished_repeats_the_summary(
     assert_same_run(run, whole)
 
 
+@pytest.mark.parametrize("text", [b"garbage", b"[1, 2]", b"{}", b'{"step": "5"}', b"\xff"], ids=str)
+def test_a_line_that_is_none_of_metrics_is_refused(
+    text: bytes, path: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(whole, tmp_path / "run")
+    file = run / "metrics.jsonl"
+    first, *rest = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join([first, text + b"\n", *rest]))
+    message = refuses([str(path), "--run", str(run), "--resume"], run, capsys)
+    assert f"{file}: line 2 must hold metrics as JSON, `step` among them, got " in message
+
+
+@pytest.mark.parametrize("left", [0, 4])
+def test_a_summary_of_lines_that_are_missing_is_refused(
+    left: int, path: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(whole, tmp_path / "run")
+    file = run / "metrics.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join(lines[:left])) if left else file.unlink()
+    argv = [str(path), "--run", str(run), "--resume"]
+    message = refuses(argv, run, capsys)
+    assert f"{file}: the line of step 24, which the summary repeats, is missing" in message
+    assert train.main([*argv, "--train.steps", "26"]) == 0  # as the message advises
+
+
 def test_more_steps_may_be_taken_on_resuming(path: Path, whole: Path, tmp_path: Path) -> None:
     run = shutil.copytree(whole, tmp_path / "run")
     options = ["--run", str(run), "--resume", "--train.steps"]
