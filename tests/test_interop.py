@@ -283,19 +283,169 @@ def swoosh(x: jax.Array) -> jax.Array:
     return x * jax.nn.sigmoid(x)
 
 
+def written(name: str) -> dict[str, Any]:
+    """How Keras writes a function that is not its own."""
+    return {
+        "module": "builtins",
+        "class_name": "function",
+        "config": name,
+        "registered_name": "function",
+    }
+
+
 def test_custom_objects_of_keras() -> None:
     module = linen.Conv1DTranspose(4, 3, activation=swoosh, kernel_constraint=swoosh)
     custom = {"swoosh": swoosh}
     pair = interop.to_keras(module, variables_of(module), custom_objects=custom)
-    assert pair[0]["activation"] == pair[0]["kernel_constraint"] == "swoosh"
+    assert pair[0]["activation"] == pair[0]["kernel_constraint"] == written("swoosh")
     back, _ = interop.from_keras(*pair, custom_objects=custom)
     assert back.activation is back.kernel_constraint is swoosh
-    with pytest.raises(ValueError, match="activation 'swoosh' of Keras is not known here"):
+    with pytest.raises(ValueError, match=r"activation=.*swoosh.* is none of Keras's own .*\['swoo"):
         interop.from_keras(*pair)
-    with pytest.raises(ValueError, match="kernel_constraint='swoosh' is not known here"):
+    with pytest.raises(ValueError, match=r"kernel_constraint=.*'swoosh'.* is none of Keras's own"):
         interop.from_keras(*pair, drop=("activation",))
     back, _ = interop.from_keras(*pair, drop=("activation", "kernel_constraint"))
     assert back.activation is back.kernel_constraint is None
+
+
+@dataclasses.dataclass(frozen=True)
+class Scaled:
+    """Serves as an activation, a regularizer, a constraint and an initializer alike."""
+
+    factor: float = 1.0
+
+    def __call__(self, x: Any, *_: Any) -> Any:
+        return self.factor * x
+
+
+class FromConfig(Scaled):
+    @classmethod
+    def from_config(cls, config: dict[str, float]) -> FromConfig:
+        return cls(config["half"] * 2)
+
+    def get_config(self) -> dict[str, float]:
+        return {"half": self.factor / 2}
+
+
+@pytest.mark.parametrize("cls", [Scaled, FromConfig])
+@pytest.mark.parametrize("key", ["Scaled", "my>Scaled"])
+@pytest.mark.parametrize("name", KERAS_OBJECTS)
+def test_custom_classes_keep_their_config(name: str, key: str, cls: type) -> None:
+    """A class stands for its objects; one object is known by its name alone."""
+    module = linen.Conv1DTranspose(4, 3, **{name: cls(0.5)})
+    config, weights = interop.to_keras(module, variables_of(module), custom_objects={key: cls})
+    held = {"half": 0.25} if cls is FromConfig else {"factor": 0.5}
+    said = {"module": None, "class_name": "Scaled", "config": held, "registered_name": key}
+    assert config[name] == said
+    for known in {key, "Scaled"}:
+        back, _ = interop.from_keras(config, weights, custom_objects={known: cls})
+        assert getattr(back, name) == cls(0.5)
+    message = rf"custom_objects\['{key}'\] must be a class, .*0\.[25]+.* of {name}, got .*=0\.5"
+    with pytest.raises(ValueError, match=message):
+        interop.from_keras(config, weights, custom_objects={key: cls(0.5)})
+    with pytest.raises(ValueError, match=rf"{name} has arguments that L2 does not take: .*keyword"):
+        interop.from_keras(config, weights, custom_objects={key: L2})
+    with pytest.raises(ValueError, match=rf"{name}=.* is none of Keras's own that are known here"):
+        interop.from_keras(config, weights)
+
+    one = {key: getattr(module, name)}
+    config, weights = interop.to_keras(module, variables_of(module), custom_objects=one)
+    assert config[name] == written(key)
+    assert getattr(interop.from_keras(config, weights, custom_objects=one)[0], name) is one[key]
+
+
+def test_a_custom_class_must_tell_its_config() -> None:
+    class Mute:
+        def __call__(self, x: Any) -> Any:
+            return x
+
+    module = linen.Conv1DTranspose(4, 3, bias_constraint=Mute())
+    with pytest.raises(ValueError, match=r"bias_constraint must have a get_config or be a datacl"):
+        interop.to_keras(module, variables_of(module), custom_objects={"Mute": Mute})
+
+
+class Anything:
+    def __init__(self, **arguments: Any) -> None:
+        pass
+
+    def __call__(self, x: Any) -> Any:
+        return x
+
+
+# Objects of others that have the names of Keras's own, as Keras writes them.
+FOREIGN: list[tuple[str, dict[str, Any]]] = [
+    ("activation", written("gelu")),
+    ("activation", {"module": "user", "class_name": "function", "config": "relu"}),
+    ("activation", {"module": "jaxlib._jax", "class_name": "PjitFunction", "config": "relu"}),
+    ("activation", {"module": None, "class_name": "LeakyReLU", "config": {"alpha": 1.0}}),
+    ("kernel_regularizer", written("l2")),
+    ("kernel_regularizer", {"module": "user", "class_name": "L1", "config": {"l1": 1.0}}),
+    (
+        "bias_regularizer",
+        {"module": "keras", "class_name": "L1", "config": {}, "registered_name": "my>L1"},
+    ),
+    ("activity_regularizer", {"class_name": "L1", "config": {}, "registered_name": "my>L1"}),
+    ("kernel_constraint", {"module": None, "class_name": "NonNeg", "config": {}}),
+    ("bias_constraint", written("non_neg")),
+    ("kernel_initializer", written("zeros")),
+    ("bias_initializer", {"module": "keras_cv", "class_name": "Ones", "config": None}),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), FOREIGN)
+def test_an_object_of_others_is_not_taken_for_keras(name: str, value: Any) -> None:
+    config = {"filters": 4, "kernel_size": 3, "use_bias": False, name: value}
+    weights = [np.ones((3, 4, 6), np.float32)]
+    with pytest.raises(ValueError, match=rf"^{name}=.* is none of Keras's own that are known here"):
+        interop.from_keras(config, weights)
+    key = value["config"] if isinstance(value["config"], str) else value["class_name"]
+    back, _ = interop.from_keras(config, weights, custom_objects={key: Anything})
+    assert isinstance(getattr(back, name), Anything)
+
+
+@pytest.mark.parametrize("name", ["MaxNorm", "UnitNorm", "MinMaxNorm"])
+def test_the_norm_of_a_whole_parameter_is_over_all_its_axes(name: str) -> None:
+    spec = {"module": "keras.constraints", "class_name": name, "config": {"axis": None}}
+    config = {"filters": 4, "kernel_size": (3, 2), "kernel_constraint": spec}
+    config["bias_constraint"] = spec
+    weights = [np.ones((3, 2, 4, 6), np.float32), np.ones(4, np.float32)]
+    module, variables = interop.from_keras(config, weights)
+    assert module.kernel_constraint.axis == (0, 1, 2, 3)
+    assert module.bias_constraint.axis == (0,)
+    back, _ = interop.to_keras(module, variables)
+    assert back["kernel_constraint"]["config"]["axis"] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("kernel_regularizer", jax.nn.initializers.zeros),
+        ("bias_regularizer", initializers.he_normal()),
+        ("kernel_constraint", jax.nn.initializers.ones),
+        ("bias_constraint", initializers.glorot_uniform()),
+        ("activity_regularizer", initializers.Constant(1.0)),
+        ("kernel_initializer", L2(0.1)),
+        ("bias_initializer", Orthogonal(0.1)),
+    ],
+)
+def test_an_object_of_another_kind_is_not_written(name: str, value: Any) -> None:
+    module = linen.Conv1DTranspose(4, 3, **{name: value})
+    with pytest.raises(ValueError, match=rf"^{name}=.* is not in Keras; name it in custom_objects"):
+        interop.to_keras(module, variables_of(module))
+
+
+def test_the_legacy_keras_has_other_activations() -> None:
+    module = linen.Conv1DTranspose(4, 3, activation=activations.LeakyReLU(0.1))
+    config, weights = interop.to_keras(module, variables_of(module), api="tf_keras")
+    assert config["activation"]["config"] == {"alpha": 0.1}
+    assert interop.from_keras(config, weights)[0].activation == module.activation
+    for name in ("hard_sigmoid", "celu"):
+        module = linen.Conv1DTranspose(4, 3, activation=name)
+        assert interop.to_keras(module, variables_of(module))[0]["activation"] == name
+        with pytest.raises(ValueError, match=rf"activation=.*{name}.* is not in the legacy Keras"):
+            interop.to_keras(module, variables_of(module), api="tf_keras")
+    with pytest.raises(ValueError, match="api must be 'keras' or 'tf_keras', got 'tf'"):
+        interop.to_keras(module, variables_of(module), api="tf")
 
 
 # ------------------------------------------------------------------ nothing is lost unseen
@@ -446,12 +596,12 @@ PARAMS = {"params": {"kernel": KERNEL, "bias": BIAS}}
         (
             "Keras",
             (KERAS | {"kernel_regularizer": {"class_name": "L3"}}, [KERNEL, BIAS]),
-            "kernel_regularizer=.*L3.* is not known here",
+            "kernel_regularizer=.*L3.* is none of Keras's own that are known here",
         ),
         (
             "Keras",
             (KERAS | {"kernel_initializer": "identity"}, [KERNEL, BIAS]),
-            "kernel_initializer='identity' is not known here",
+            r"kernel_initializer='identity' is none of .* custom_objects\['identity'\], or the def",
         ),
         (
             "Keras",
@@ -466,6 +616,30 @@ PARAMS = {"params": {"kernel": KERNEL, "bias": BIAS}}
                 [KERNEL, BIAS],
             ),
             r"bias_initializer has \['input_axes', 'output_axes'\], which is unknown here",
+        ),
+        (
+            "Keras",
+            (
+                KERAS | {"bias_initializer": {"class_name": "Constant", "config": {"value": [1]}}},
+                [KERNEL, BIAS],
+            ),
+            r"bias_initializer has arguments that Constant does not take: value .*drop=\('bias_in",
+        ),
+        (
+            "Keras",
+            (
+                KERAS | {"kernel_constraint": {"class_name": "NonNeg", "config": [1]}},
+                [KERNEL, BIAS],
+            ),
+            "kernel_constraint must be a name or a dictionary with a class_name",
+        ),
+        (
+            "Keras",
+            (
+                KERAS | {"dtype": {"module": "user", "class_name": "P", "config": {"name": "f4"}}},
+                [KERNEL, BIAS],
+            ),
+            "dtype must be the name of a dtype or a policy of Keras's own, got",
         ),
         ("PyTorch", ({"in_channels": 6}, STATE), r"layer lacks \['kernel_size', 'out_channels'\]"),
         ("PyTorch", (TORCH | {"rate": 1}, STATE), r"layer has \['rate'\]"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import ModuleType
 from typing import Any
 
@@ -18,6 +19,8 @@ from upconv.transforms import penalty
 pytestmark = pytest.mark.parity
 
 RANKS = (1, 2, 1, 2, 3)
+# The legacy Keras warns of objects that are not made of its own base classes.
+UNTYPED = pytest.mark.filterwarnings("ignore:The `keras.*.serialize:UserWarning")
 
 
 @pytest.fixture(params=["keras", "tf_keras"])
@@ -157,7 +160,7 @@ def test_every_activation(peer: ModuleType, tf: ModuleType) -> None:
         theirs = peer.layers.Conv1DTranspose(4, 1, activation=name)
         theirs.build((None, 5, 3))
         if legacy and name == "hard_sigmoid":
-            with pytest.raises(ValueError, match="activation 'hard_sigmoid' of the legacy Keras"):
+            with pytest.raises(ValueError, match="activation='hard_sigmoid' is none of the legacy"):
                 interop.from_keras(theirs)
             continue
         module, variables = interop.from_keras(theirs)
@@ -172,8 +175,88 @@ def test_every_activation(peer: ModuleType, tf: ModuleType) -> None:
         np.testing.assert_allclose(
             slope, tape.gradient(loss, inputs), rtol=1e-4, atol=1e-5, err_msg=name
         )
-        config, _ = interop.to_keras(module, variables)
+        config, _ = interop.to_keras(module, variables, api=peer.__name__)
         np.testing.assert_array_equal(peer.activations.get(config["activation"])(inputs), y)
+
+
+def test_activations_for_either_keras(
+    peer: ModuleType, keras: ModuleType, tf_keras: ModuleType, tf: ModuleType
+) -> None:
+    """Those that the legacy Keras lacks, or has otherwise, are refused for it, no others."""
+    x = np.linspace(-7, 7, 56, dtype=np.float32).reshape(4, 14)
+    refused = set()
+    for name in activations_of(keras):
+        theirs = keras.layers.Conv1DTranspose(4, 1, activation=name)
+        theirs.build((None, 5, 3))
+        pair = interop.from_keras(theirs)
+        try:
+            config, _ = interop.to_keras(*pair, api=peer.__name__)
+        except ValueError as refusal:
+            if " is not in the legacy Keras" not in str(refusal):
+                raise
+            refused.add(name)
+            continue
+        got = peer.layers.Conv1DTranspose(**config).activation(tf.constant(x))
+        np.testing.assert_allclose(got, theirs.activation(x), rtol=1e-5, atol=1e-6, err_msg=name)
+    lacking = {name for name in activations_of(keras) if not legacy_has(tf_keras, name)}
+    assert refused == (lacking | {"hard_sigmoid"} if peer is tf_keras else set())
+
+
+def legacy_has(tf_keras: ModuleType, name: str) -> bool:
+    try:
+        return tf_keras.activations.get(name) is not None
+    except ValueError:
+        return False
+
+
+def test_functions_of_tensorflow(peer: ModuleType, tf: ModuleType) -> None:
+    """Those with names of Keras's are what users of `tf.layers` give, and compute the same."""
+    x = np.linspace(-7, 7, 56, dtype=np.float32).reshape(4, 14)
+    found = 0
+    for home in (tf.nn, tf.compat.v1.nn):
+        for name in {*activations_of(peer), "leaky_relu", "log_softmax", "relu6", "silu"}:
+            function = getattr(home, name, None)
+            if function is None:
+                continue
+            theirs = peer.layers.Conv1DTranspose(4, 1, activation=function)
+            theirs.build((None, 5, 3))
+            ours = interop.from_keras(theirs)[0].activation
+            ours = getattr(jax.nn, ours) if isinstance(ours, str) else ours
+            np.testing.assert_allclose(ours(x), function(x), rtol=1e-5, atol=1e-6, err_msg=name)
+            found += 1
+    assert found > 20
+
+
+def relu(x: Any) -> Any:
+    return x + 1
+
+
+def test_functions_of_others_that_have_names_of_keras(
+    peer: ModuleType, keras: ModuleType, torch: ModuleType, rng: Any
+) -> None:
+    """Keras writes most of them by their bare names."""
+    functions = [
+        relu,
+        keras.ops.gelu,
+        keras.ops.leaky_relu,
+        jax.nn.gelu,
+        jax.nn.leaky_relu,
+        jax.nn.relu,
+        torch.nn.functional.leaky_relu,
+        torch.nn.functional.gelu,
+    ]
+    for function in functions:
+        theirs = peer.layers.Conv1DTranspose(4, 3, activation=function)
+        theirs.build((2, 5, 3))
+        with pytest.raises(ValueError, match=r"^activation=.* is none of .*Keras's own that are"):
+            interop.from_keras(theirs)
+        custom = {function.__name__: jnp.cos}
+        assert interop.from_keras(theirs, custom_objects=custom)[0].activation is jnp.cos
+    theirs = peer.layers.Conv1DTranspose(4, 3, activation=relu)
+    x = normal(rng, 2, 5, 3)
+    theirs.build(x.shape)
+    module, variables = interop.from_keras(theirs, custom_objects={"relu": relu})
+    assert_close(module.apply(variables, x), np.asarray(theirs(x)))
 
 
 def test_leaky_relu_as_a_layer(peer: ModuleType) -> None:
@@ -182,12 +265,11 @@ def test_leaky_relu_as_a_layer(peer: ModuleType) -> None:
     theirs.build(x.shape)
     module, variables = interop.from_keras(theirs)
     assert_close(module.apply(variables, x), np.asarray(theirs(x)))
-    if peer.__name__ == "keras":
-        config, weights = interop.to_keras(module, variables)
-        rebuilt = peer.layers.Conv1DTranspose(**config)
-        rebuilt.build(x.shape)
-        rebuilt.set_weights(weights)
-        assert_close(np.asarray(rebuilt(x)), np.asarray(theirs(x)))
+    config, weights = interop.to_keras(module, variables, api=peer.__name__)
+    rebuilt = peer.layers.Conv1DTranspose(**config)
+    rebuilt.build(x.shape)
+    rebuilt.set_weights(weights)
+    assert_close(np.asarray(rebuilt(x)), np.asarray(theirs(x)))
 
 
 def test_regularizers_and_constraints(peer: ModuleType, tf: ModuleType, rng: Any) -> None:
@@ -219,6 +301,27 @@ def test_regularizers_and_constraints(peer: ModuleType, tf: ModuleType, rng: Any
     assert type(theirs)(**config).get_config() == theirs.get_config()
     with pytest.raises(ValueError, match=r"drop=\('kernel_regularizer',\) leaves it out"):
         interop.to_torch(module, variables, drop=("activation", "data_format"))
+
+
+@pytest.mark.parametrize("name", ["MaxNorm", "MinMaxNorm", "UnitNorm"])
+def test_the_norm_of_a_whole_parameter(name: str, peer: ModuleType, tf: ModuleType) -> None:
+    """`axis=None` in Keras; its default is 0."""
+    constraint = getattr(peer.constraints, name)(axis=None)
+    theirs = peer.layers.Conv2DTranspose(
+        4,
+        (3, 2),
+        kernel_constraint=constraint,
+        bias_constraint=constraint,
+        bias_initializer="random_normal",
+    )
+    theirs.build((None, 5, 4, 6))
+    module, _ = interop.from_keras(theirs)
+    ours = (module.kernel_constraint, module.bias_constraint)
+    for weight, projection in zip(theirs.get_weights(), ours, strict=True):
+        large = 99 * weight
+        expected = np.asarray(constraint(tf.constant(large)))
+        np.testing.assert_allclose(projection(large), expected, rtol=1e-5, atol=1e-7)
+        assert not np.allclose(expected, large)
 
 
 SCALINGS = ["glorot", "he", "lecun"]
@@ -281,7 +384,7 @@ def test_dtype_policies(policy: str, keras: ModuleType, rng: Any) -> None:
         assert_same_bits(a, b)
 
 
-@pytest.mark.filterwarnings("ignore:The `keras.initializers.serialize:UserWarning")
+@UNTYPED
 def test_layers_of_tensorflow_1(tf: ModuleType, tf_keras: ModuleType, rng: Any) -> None:
     x = normal(rng, 2, 4, 5, 3)
     theirs = tf.compat.v1.layers.Conv2DTranspose(
@@ -329,9 +432,130 @@ def test_custom_activations(peer: ModuleType, rng: Any) -> None:
     theirs = peer.layers.Conv1DTranspose(4, 3, activation=swoosh)
     x = normal(rng, 2, 5, 3)
     theirs.build(x.shape)
-    with pytest.raises(ValueError, match=r"activation .*swoosh.* is not known here"):
+    with pytest.raises(ValueError, match=r"activation=.*swoosh.* is none of .*Keras's own that"):
         interop.from_keras(theirs)
     module, variables = interop.from_keras(theirs, custom_objects={"swoosh": swoosh})
     assert_close(module.apply(variables, x), np.asarray(theirs(x)))
     bare, _ = interop.from_keras(theirs, drop=("activation",))
     assert bare.activation is None
+
+
+def l2(w: Any) -> Any:
+    return 0 * w[0, 0, 0]
+
+
+def zeros(shape: Any, dtype: Any = None) -> Any:
+    return np.ones(shape, np.float32)
+
+
+@UNTYPED
+def test_objects_of_others_that_have_names_of_keras(peer: ModuleType) -> None:
+    class L2(peer.regularizers.L2):  # type: ignore[misc, name-defined]
+        def __call__(self, x: Any) -> Any:
+            return 2 * super().__call__(x)
+
+    @peer.saving.register_keras_serializable(package="my")
+    class L1(peer.regularizers.Regularizer):  # type: ignore[misc, name-defined]
+        def __init__(self, slope: float = 1.0) -> None:
+            self.slope = slope
+
+        def __call__(self, x: Any) -> Any:
+            return self.slope * x[0, 0, 0]
+
+        def get_config(self) -> dict[str, float]:
+            return {"slope": self.slope}
+
+    class NonNeg(peer.constraints.Constraint):  # type: ignore[misc, name-defined]
+        pass
+
+    class LeakyReLU(peer.layers.Layer):  # type: ignore[misc, name-defined]
+        def call(self, x: Any) -> Any:
+            return x
+
+    for name, value in [
+        ("activation", LeakyReLU()),
+        ("kernel_regularizer", L2(0.1)),
+        ("kernel_regularizer", L1(0.1)),
+        ("activity_regularizer", L1(0.1)),
+        ("kernel_regularizer", l2),
+        ("kernel_constraint", NonNeg()),
+        ("kernel_initializer", zeros),
+    ]:
+        theirs = peer.layers.Conv1DTranspose(4, 3, **{name: value})
+        theirs.build((2, 5, 3))
+        with pytest.raises(ValueError, match=rf"^{name}=.* is none of .*Keras's own that are kno"):
+            interop.from_keras(theirs)
+
+    @dataclasses.dataclass(frozen=True)
+    class Ours:
+        slope: float
+
+        def __call__(self, x: Any) -> Any:
+            return self.slope * x[0, 0, 0]
+
+    theirs = peer.layers.Conv1DTranspose(4, 3, kernel_regularizer=L1(0.25))
+    theirs.build((2, 5, 3))
+    for key in ("my>L1", "L1"):
+        module, _ = interop.from_keras(theirs, custom_objects={key: Ours})
+        assert module.kernel_regularizer == Ours(0.25)
+
+
+class Added:
+    """Of the caller's, in Keras and here alike: an activation, a constraint, an initializer."""
+
+    def __init__(self, amount: float) -> None:
+        self.amount = amount
+
+    def __call__(self, x: Any, dtype: Any = None) -> Any:
+        return (
+            np.full(x, self.amount, "float32") if isinstance(x, tuple | list) else x + self.amount
+        )
+
+    def get_config(self) -> dict[str, float]:
+        return {"amount": self.amount}
+
+    @classmethod
+    def from_config(cls, config: dict[str, float]) -> Added:
+        return cls(**config)
+
+
+CUSTOM: list[tuple[str, Any, Any]] = [
+    ("swoosh", swoosh, swoosh),
+    ("my>swoosh", swoosh, swoosh),
+    ("added", Added(0.5), Added(0.5)),
+    ("Added", Added, Added(0.5)),
+    ("my>Added", Added, Added(0.5)),
+]
+
+
+@UNTYPED
+@pytest.mark.parametrize(("key", "known", "value"), CUSTOM)
+@pytest.mark.parametrize(
+    "name",
+    ["activation", "kernel_initializer", "kernel_regularizer", "bias_constraint"],
+)
+def test_custom_objects_in_genuine_layers(
+    name: str, key: str, known: Any, value: Any, peer: ModuleType
+) -> None:
+    """Keras finds them by the names that they are registered under, and we find ours again."""
+    value = known if not isinstance(known, type) else value
+    module = linen.Conv1DTranspose(4, 3, **{name: value})
+    variables = {"params": {"kernel": np.ones((3, 4, 6), "f4"), "bias": np.ones(4, "f4")}}
+    config, weights = interop.to_keras(
+        module, variables, api=peer.__name__, custom_objects={key: known}
+    )
+    if peer.__name__ == "keras":  # the legacy one may find out later
+        with pytest.raises(TypeError, match=key):
+            peer.layers.Conv1DTranspose.from_config(config)
+    with peer.saving.custom_object_scope({key: known}):
+        made = peer.layers.Conv1DTranspose(**config)
+        theirs = peer.layers.Conv1DTranspose.from_config(config)
+    x = np.linspace(-1, 1, 5, dtype=np.float32)
+    for layer in (made, theirs):
+        got = getattr(layer, name)
+        assert got is known or (type(got) is known and got.amount == 0.5)
+        np.testing.assert_array_equal(got(x), value(x))
+    assert theirs.get_config()[name] == made.get_config()[name]
+    again, _ = interop.from_keras(config, weights, custom_objects={key: known})
+    back = getattr(again, name)
+    assert back is value or (type(back) is Added and back.amount == 0.5)

@@ -20,6 +20,7 @@ from upconv.interop import arguments, keras_objects, pairs
 from upconv.interop.pairs import LinenLayer, Pair
 
 _LAYERS = ("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose")
+_APIS = ("keras", "tf_keras")
 # Arguments of ours that Keras lacks, and the value that its layers behave as.
 _ONLY: dict[str, Any] = {"groups": 1, "precision": None}
 _PLAIN = (
@@ -54,8 +55,12 @@ def from_keras(
       weights: what `layer.get_weights()` returns: the kernel, and the bias if there is one.
       drop: arguments that may be left at our defaults: `activation`, initializers, regularizers
         and constraints.
-      custom_objects: functions of yours to take for Keras's, by name, as for
-        `keras.saving.deserialize_keras_object`.
+      custom_objects: functions, classes or other objects of yours that are to be taken for those
+        that are not Keras's own, by the name of the function or class there, or by that under which
+        it is registered, `"package>name"`. A class is called with the arguments that the config
+        holds, or its `from_config` with all of them, as `keras.saving.deserialize_keras_object`
+        does. Anything else is taken as it is, which is a ValueError where the config holds
+        arguments: they would be lost. A name of Keras's own may be given too; yours is then taken.
 
     Returns:
       `(module, variables)`. Initializers draw from the same distribution. The dtypes are those
@@ -63,8 +68,9 @@ def from_keras(
 
     Raises:
       TypeError: if `layer` is neither such a layer nor a config.
-      ValueError: if the layer is not built, if an object in it is neither Keras's own nor in
-        `custom_objects`, or if an argument is unknown or does not fit the weights.
+      ValueError: if the layer is not built, if an object in it is neither in `custom_objects` nor
+        Keras's own (nor an activation that is `tf.nn`'s), or if an argument is unknown or does not
+        fit the weights.
 
     >>> config = {"filters": 4, "kernel_size": 5, "strides": 2, "activation": "gelu"}
     >>> weights = [np.ones((5, 5, 4, 3), np.float32), np.zeros(4, np.float32)]
@@ -81,12 +87,6 @@ def from_keras(
     arguments.check_drop(drop, _OBJECTS, "Keras")
     custom = custom_objects or {}
     options = {name: config[name] for name in _PLAIN if config.get(name) is not None}
-    if "activation" not in drop:
-        activation = config.get("activation")
-        options["activation"] = keras_objects.from_activation(activation, custom, legacy)
-    for name in keras_objects.HOMES:
-        if name in config and name not in drop:
-            options[name] = keras_objects.from_object(name, config[name], custom)
     kernel, bias = pairs.kernel_and_bias(weights, bool(config.get("use_bias", True)))
     rank = pairs.rank("weights[0]", kernel)
     size = geometry.per_axis("kernel_size", config["kernel_size"], rank)
@@ -95,6 +95,13 @@ def from_keras(
             f"weights[0] must have the shape (*kernel_size, filters, c_in), with {size} and "
             f"{config['filters']}, got {kernel.shape}"
         )
+    if "activation" not in drop:
+        activation = config.get("activation")
+        options["activation"] = keras_objects.from_activation(activation, custom, legacy)
+    for name in keras_objects.HOMES:
+        if name in config and name not in drop:
+            ndim = kernel.ndim if name.startswith("kernel") else 1
+            options[name] = keras_objects.from_object(name, config[name], custom, ndim)
     policy = _from_policy(config.get("dtype"))
     if policy is not None:
         stored, options["dtype"] = policy
@@ -107,6 +114,7 @@ def to_keras(
     module: LinenLayer,
     variables: Mapping[str, Any],
     *,
+    api: str = "keras",
     drop: Collection[str] = (),
     custom_objects: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], list[np.ndarray]]:
@@ -122,18 +130,25 @@ def to_keras(
     Args:
       module: a layer of `upconv.linen`.
       variables: what it is applied to.
+      api: `"keras"` for Keras 3, or `"tf_keras"`, which has fewer activations, another
+        `hard_sigmoid`, and another name for the slope of a `LeakyReLU`.
       drop: arguments that may be lost: `activation`, `precision`, initializers, regularizers
         and constraints.
-      custom_objects: functions that are not this package's, by the names under which Keras is to
-        find its own.
+      custom_objects: functions, classes or other objects of yours, by the names under which Keras
+        is to find their counterparts. A class stands for all its objects; each is written with the
+        arguments that its `get_config()` returns or, if it is a dataclass, with its fields, and
+        Keras passes them to `from_config` of the class that it finds. Anything else is written as
+        its name alone. Register the counterparts with
+        `keras.saving.register_keras_serializable`, which names them `"package>name"`, or make the
+        layer within `keras.saving.custom_object_scope({name: counterpart})`.
 
     Returns:
       `(config, weights)`: what `get_config` and `get_weights` of the layer return.
 
     Raises:
       TypeError: if `module` is no such layer.
-      ValueError: if Keras cannot do what the layer does, or the variables are not those of the
-        layer.
+      ValueError: if `api` is neither of the two, if Keras cannot do what the layer does, or if the
+        variables are not those of the layer.
 
     >>> import jax
     >>> from upconv import linen
@@ -143,6 +158,8 @@ def to_keras(
     >>> config["padding"], config["output_padding"], config["activation"]
     ('same', (0, 0), 'relu')
     """
+    if api not in _APIS:
+        raise ValueError(f"api must be {' or '.join(map(repr, _APIS))}, got {api!r}")
     kernel, bias = pairs.take_apart(module, variables)
     arguments.check_only("Keras", _ONLY, module, drop, also=_OBJECTS)
     custom = custom_objects or {}
@@ -162,7 +179,8 @@ def to_keras(
     if module.name is not None:
         config["name"] = module.name
     if "activation" not in drop:
-        config["activation"] = keras_objects.to_activation(module.activation, custom)
+        legacy = api == "tf_keras"
+        config["activation"] = keras_objects.to_activation(module.activation, custom, legacy)
     for name in keras_objects.HOMES:
         if name not in drop:
             config[name] = keras_objects.to_object(name, getattr(module, name), custom)
@@ -172,14 +190,16 @@ def to_keras(
 def _read(layer: Any) -> tuple[dict[str, Any], list[Any], bool]:
     """Config and weights of a layer of Keras, and whether it is one of the legacy Keras."""
     root = type(layer).__module__.partition(".")[0]
-    if type(layer).__name__ not in _LAYERS or root not in ("keras", "tf_keras", "tensorflow"):
+    if type(layer).__name__ not in _LAYERS or root not in keras_objects.ACTIVATIONS_OF:
         raise TypeError(
             "layer must be a Conv1DTranspose, Conv2DTranspose or Conv3DTranspose of Keras, or "
             f"a config with weights, got {arguments.type_name(layer)}"
         )
     if not layer.built:
         raise ValueError(f"layer must be built to have weights, {layer.name!r} is not")
-    return layer.get_config(), layer.get_weights(), root != "keras"
+    config = layer.get_config()
+    config["activation"] = keras_objects.activation_of(layer, config["activation"], root)
+    return config, layer.get_weights(), root != "keras"
 
 
 # ------------------------------------------------------------------ padding
@@ -232,16 +252,18 @@ def _is_computed(module: Any, padding: str, output_padding: tuple[int, ...] | No
 
 def _from_policy(policy: Any) -> tuple[Any, Any] | None:
     """The dtypes of variables and computation that a policy stands for."""
-    name, config = keras_objects.spec("dtype", policy)
-    name = config.get("name", name)
-    if name is None:
+    spec = keras_objects.parse("dtype", policy)
+    if spec is None:
         return None
+    name = spec.config.get("name", spec.name) if spec.genuine else ""
     computed = name.removeprefix("mixed_")
     stored = "float32" if name.startswith("mixed_") else computed
     try:
         return jnp.dtype(stored), jnp.dtype(computed)
     except TypeError:
-        raise ValueError(f"dtype must be the name of a dtype or policy, got {policy!r}") from None
+        raise ValueError(
+            f"dtype must be the name of a dtype or a policy of Keras's own, got {policy!r}"
+        ) from None
 
 
 def _to_policy(module: Any, stored: Any) -> str:

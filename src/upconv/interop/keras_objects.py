@@ -1,15 +1,18 @@
 """What Keras's configs name: activations, initializers, regularizers and constraints.
 
 An object stands there as its name, or as a dictionary with a `class_name` and the arguments of its
-constructor. Most have a counterpart of ours that computes the same. Initializers that scale by fans
-take the layer's filters for the channels that are summed: `fan_in` is our `fan_out`, and the other
-way round (`compute_fans` in `keras/src/initializers/random_initializers.py` of Keras 3).
+constructor. Most of Keras's own have a counterpart of ours that computes the same; an object of
+somebody else may have the name of one of them, and is told from it by its module and by the name
+under which it is registered (`keras/src/saving/serialization_lib.py` of Keras 3). Initializers that
+scale by fans take the layer's filters for the channels that are summed: `fan_in` is our `fan_out`,
+and the other way round (`compute_fans` in `keras/src/initializers/random_initializers.py`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -17,6 +20,13 @@ import jax.numpy as jnp
 
 from upconv import activations, constraints, initializers, regularizers
 from upconv.interop import arguments
+
+# The packages that Keras's own layers and objects are of, with their modules of activations.
+ACTIVATIONS_OF = {
+    "keras": "keras.activations",
+    "tf_keras": "tf_keras.activations",
+    "tensorflow": "tensorflow.python.keras.activations",
+}
 
 # The arguments that hold an object, activations apart, and Keras's module for it.
 HOMES = {
@@ -48,8 +58,11 @@ _ACTIVATIONS: dict[str, Any] = {
     "soft_shrink": activations.SoftShrink(),
     "tanh_shrink": activations.TanhShrink(),
 }
-# The legacy Keras has another function of this name, which is linear between -2.5 and 2.5.
-_NOT_IN_LEGACY_KERAS = {"hard_sigmoid"}
+# The legacy Keras has another hard_sigmoid, linear between -2.5 and 2.5, and none of the others.
+_NOT_IN_LEGACY_KERAS = {
+    *("hard_sigmoid", "celu", "glu", "hard_shrink", "hard_silu", "hard_swish", "hard_tanh"),
+    *("log_sigmoid", "soft_shrink", "sparse_plus", "sparse_sigmoid", "squareplus", "tanh_shrink"),
+}
 # Functions of JAX, and what stands for them in that table.
 _SYNONYMS = (
     (jax.nn.identity, None),
@@ -98,83 +111,135 @@ _DISTRIBUTIONS = {
 }
 
 
-def spec(name: str, value: Any) -> tuple[str | None, dict[str, Any]]:
-    """The name of an object in a config of Keras, and its arguments; `None` if there is none."""
-    if value is None or isinstance(value, str):
-        return value, {}
-    if isinstance(value, Mapping) and isinstance(value.get("class_name"), str):
-        config = value.get("config")
-        if value["class_name"] == "function" and isinstance(config, str):
-            return config, {}
-        return value["class_name"], dict(config or {})
-    raise ValueError(
-        f"{name} must be a name or a dictionary with a class_name, as in Keras's configs, got "
-        f"{value!r}"
-    )
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """What an entry of a config says of an object.
+
+    Attributes:
+      name: that of its class, or its own if it is a function.
+      config: the arguments of the class's constructor.
+      keys: the names under which `custom_objects` may have it.
+      genuine: whether it is said to be Keras's own, or TensorFlow's.
+    """
+
+    name: str
+    config: dict[str, Any]
+    keys: tuple[str, ...]
+    genuine: bool
+
+
+def parse(argument: str, value: Any) -> Spec | None:
+    """Reads an entry of a config of Keras, that of this argument; `None` if there is no object."""
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return Spec(value, {}, (value,), genuine=True)
+    called = value.get("class_name") if isinstance(value, Mapping) else None
+    config = (value.get("config") or {}) if called else None
+    if not (isinstance(called, str) and isinstance(config, str | Mapping)):
+        raise ValueError(
+            f"{argument} must be a name or a dictionary with a class_name, as in Keras's configs, "
+            f"got {value!r}"
+        )
+    if isinstance(config, str):
+        # So Keras writes functions that are not its own: they have a name, and no arguments.
+        return Spec(config, {}, (config,), genuine=False)
+    registered = value.get("registered_name") or called
+    package = str(value.get("module", "keras")).partition(".")[0]  # older configs name no module
+    genuine = registered == called and package in ACTIVATIONS_OF
+    return Spec(called, dict(config), (registered, called), genuine)
 
 
 # ------------------------------------------------------------------ activations
 
 
+def activation_of(layer: Any, value: Any, package: str) -> Any:
+    """What the config of a live layer should hold for its activation, where it holds `value`.
+
+    Keras writes its own functions by their bare names, but also those of others that have the same
+    names; the layer itself has the function.
+    """
+    homes = [sys.modules.get(ACTIVATIONS_OF[package])]
+    if tensorflow := sys.modules.get("tensorflow"):
+        # The functions in these that Keras has by the same name compute the same.
+        homes += [tensorflow.nn, tensorflow.compat.v1.nn]
+    function = layer.activation
+    for name in _ACTIVATIONS:
+        if any(getattr(home, name, None) is function for home in homes):
+            return name
+    return _function(value, function.__module__) if isinstance(value, str) else value
+
+
 def from_activation(value: Any, custom: Mapping[str, Any], legacy: bool) -> Any:
     """Our activation for Keras's, or for the legacy Keras's."""
-    name, config = spec("activation", value)
-    if name is None:
+    spec = parse("activation", value)
+    if spec is None:
         return None
-    if name in custom:
-        return custom[name]
-    if name == "LeakyReLU":
-        slopes = [config[key] for key in ("negative_slope", "alpha") if key in config]
+    if any(key in custom for key in spec.keys):
+        return _from_custom("activation", spec, custom)
+    if spec.genuine and spec.name == "LeakyReLU":
+        slopes = [spec.config[key] for key in ("negative_slope", "alpha") if key in spec.config]
         return activations.LeakyReLU(float(slopes[0] if slopes else 0.3))
-    if config or name not in _ACTIVATIONS or (legacy and name in _NOT_IN_LEGACY_KERAS):
-        raise ValueError(
-            f"activation {value!r} of {'the legacy Keras' if legacy else 'Keras'} is not known "
-            "here; give ours in custom_objects, or none with drop=('activation',)"
-        )
-    return _ACTIVATIONS[name]
+    known = _activations(legacy)
+    if spec.config or not spec.genuine or spec.name not in known:
+        raise _unknown("activation", value, spec, "the legacy Keras" if legacy else "Keras")
+    return known[spec.name]
 
 
-def to_activation(value: Any, custom: Mapping[str, Any]) -> Any:
-    """Keras's activation for ours."""
-    for name, known in custom.items():
-        if known is value:
-            return name
+def to_activation(value: Any, custom: Mapping[str, Any], legacy: bool) -> Any:
+    """Keras's activation for ours, or the legacy Keras's."""
+    record = _to_custom("activation", value, custom)
+    if record is not None:
+        return record
     value = getattr(jax.nn, value) if isinstance(value, str) else value
     value = next((ours for function, ours in _SYNONYMS if function is value), value)
-    for name, ours in _ACTIVATIONS.items():
+    for name, ours in _activations(legacy).items():
         if value == (getattr(jax.nn, ours) if isinstance(ours, str) else ours):
             return name
     if isinstance(value, activations.LeakyReLU):
-        return _record("keras.layers", "LeakyReLU", {"negative_slope": value.negative_slope})
+        slope = "alpha" if legacy else "negative_slope"
+        return _record("keras.layers", "LeakyReLU", {slope: value.negative_slope})
     raise ValueError(
-        f"activation={value!r} is not in Keras under a name known here; name it in custom_objects, "
-        "or leave it out with drop=('activation',)"
+        f"activation={value!r} is not in {'the legacy Keras' if legacy else 'Keras'} under a name "
+        "known here; name it in custom_objects, or leave it out with drop=('activation',)"
     )
+
+
+def _activations(legacy: bool) -> dict[str, Any]:
+    """Ours for Keras's by name, or for the legacy Keras's."""
+    left_out = _NOT_IN_LEGACY_KERAS if legacy else ()
+    return {name: ours for name, ours in _ACTIVATIONS.items() if name not in left_out}
 
 
 # ------------------------------------------------------------------ the rest
 
 
-def from_object(name: str, value: Any, custom: Mapping[str, Any]) -> Any:
-    """Our initializer, regularizer or constraint for Keras's, which is the argument `name`."""
-    called, config = spec(name, value)
-    if called is None:
+def from_object(name: str, value: Any, custom: Mapping[str, Any], ndim: int) -> Any:
+    """Our initializer, regularizer or constraint for Keras's.
+
+    Args:
+      name: the argument that it is.
+      value: what the config holds.
+      custom: objects of ours for those that are not Keras's own.
+      ndim: the number of axes of the parameter that it is for.
+    """
+    spec = parse(name, value)
+    if spec is None:
         return None
-    if called in custom:
-        return custom[called]
-    key = _names(HOMES[name]).get(_plain(called))
+    if any(key in custom for key in spec.keys):
+        return _from_custom(name, spec, custom)
+    key = _names(HOMES[name]).get(_plain(spec.name)) if spec.genuine else None
     if key is None:
-        raise ValueError(
-            f"{name}={value!r} is not known here; give ours in custom_objects, or the default "
-            f"with drop=({name!r},)"
-        )
-    given = {k: v for k, v in config.items() if v is not None and k not in ("seed", "dtype")}
+        raise _unknown(name, value, spec)
+    # None stands for the default, except where it asks for one norm of the whole parameter, and in
+    # TensorFlow 1 for an upper bound of 1.
+    nones: dict[str, Any] = {"axis": tuple(range(ndim)), "maxval": 1.0}
+    filled = {k: nones.get(k) if v is None else v for k, v in spec.config.items()}
+    given = {k: v for k, v in filled.items() if v is not None and k not in ("seed", "dtype")}
     if key in _RECORDS[HOMES[name]]:
         ours = _RECORDS[HOMES[name]][key]
-        if config.get("maxval", 0.0) is None:
-            given["maxval"] = 1.0  # TensorFlow 1's, for floating-point numbers
         arguments.check_keys(name, given, [field.name for field in dataclasses.fields(ours)])
-        return ours(**given)
+        return _made(name, ours, given)
     if key == "VarianceScaling":
         arguments.check_keys(name, given, ("scale", "mode", "distribution"))
         return _from_scaling(name, **given)
@@ -188,27 +253,35 @@ def to_object(name: str, value: Any, custom: Mapping[str, Any]) -> Any:
     if value is None and home != "keras.initializers":
         return None
     value = initializers.glorot_uniform() if value is None else value
-    for key, known in custom.items():
-        if known is value:
-            return key
-    if isinstance(value, regularizers.Orthogonal):
+    record = _to_custom(name, value, custom)
+    if record is not None:
+        return record
+    if isinstance(value, regularizers.Orthogonal) and home == "keras.regularizers":
         raise ValueError(
             f"{name}={value!r}: Keras's takes only matrices; drop=({name!r},) leaves it out"
         )
     for key, ours in _RECORDS[home].items():
         if type(value) is ours:
-            fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+            fields = _fields(value)
             fields = {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
             return _record(home, key, fields)
-    for key, function in _FUNCTIONS.items():
-        if value is function:
-            return _record(home, key, {})
-    if isinstance(value, initializers.VarianceScaling) and _has_plain_fans(value):
-        return _to_scaling(home, value)
+    record = _to_initializer(value) if home == "keras.initializers" else None
+    if record is not None:
+        return record
     raise ValueError(
         f"{name}={value!r} is not in Keras; name it in custom_objects, or leave it out with "
         f"drop=({name!r},)"
     )
+
+
+def _to_initializer(value: Any) -> dict[str, Any] | None:
+    """Keras's initializer for one of ours that is no record of the same fields, if there is one."""
+    for key, function in _FUNCTIONS.items():
+        if value is function:
+            return _record("keras.initializers", key, {})
+    if isinstance(value, initializers.VarianceScaling) and _has_plain_fans(value):
+        return _to_scaling(value)
+    return None
 
 
 def _from_scaling(
@@ -227,14 +300,14 @@ def _from_scaling(
     return initializers.VarianceScaling(scale, swapped, ours)
 
 
-def _to_scaling(home: str, value: initializers.VarianceScaling) -> dict[str, Any]:
+def _to_scaling(value: initializers.VarianceScaling) -> dict[str, Any]:
     inverse = {ours: theirs for theirs, ours in _DISTRIBUTIONS.items() if theirs != "normal"}
     scaling = (value.scale, _MODES[value.mode], inverse[value.distribution])
     for key, known in _SCALINGS.items():
         if known == scaling:
-            return _record(home, key, {})
+            return _record("keras.initializers", key, {})
     fields = dict(zip(("scale", "mode", "distribution"), scaling, strict=True))
-    return _record(home, "VarianceScaling", fields)
+    return _record("keras.initializers", "VarianceScaling", fields)
 
 
 def _has_plain_fans(value: initializers.VarianceScaling) -> bool:
@@ -256,5 +329,71 @@ def _plain(name: str) -> str:
     return name.replace("_", "").lower()
 
 
-def _record(module: str, name: str, config: dict[str, Any]) -> dict[str, Any]:
+def _unknown(name: str, value: Any, spec: Spec, peer: str = "Keras") -> ValueError:
+    return ValueError(
+        f"{name}={value!r} is none of {peer}'s own that are known here; give ours as "
+        f"custom_objects[{spec.keys[0]!r}], or the default with drop=({name!r},)"
+    )
+
+
+def _made(name: str, cls: Callable[..., Any], config: dict[str, Any]) -> Any:
+    """An object of a class of ours, with the arguments that Keras's has."""
+    make = getattr(cls, "from_config", None)
+    try:
+        return cls(**config) if make is None else make(config)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name} has arguments that {cls.__qualname__} does not take: {error}; give another in "
+            f"custom_objects, or the default with drop=({name!r},)"
+        ) from error
+
+
+# ------------------------------------------------------------------ custom objects
+
+
+def _from_custom(name: str, spec: Spec, custom: Mapping[str, Any]) -> Any:
+    """What the caller has for an object that the config names."""
+    key = next(key for key in spec.keys if key in custom)
+    value = custom[key]
+    if isinstance(value, type):
+        return _made(name, value, spec.config)
+    if spec.config:
+        raise ValueError(
+            f"custom_objects[{key!r}] must be a class, to be made with the arguments "
+            f"{spec.config} of {name}, got {value!r}"
+        )
+    return value
+
+
+def _to_custom(name: str, value: Any, custom: Mapping[str, Any]) -> dict[str, Any] | None:
+    """How Keras writes an object of the caller's: by its name alone, or as its class."""
+    for key, known in custom.items():
+        if known is value:
+            return _function(key, "builtins")
+        if type(value) is known:
+            if hasattr(value, "get_config"):
+                config = value.get_config()
+            elif dataclasses.is_dataclass(value):
+                config = _fields(value)
+            else:
+                raise ValueError(
+                    f"{name} must have a get_config or be a dataclass, as custom_objects[{key!r}] "
+                    f"is its class, got {value!r}"
+                )
+            # Registered under "package>name", the class is called by what follows the package.
+            called = key.rpartition(">")[2]
+            return {**_record(None, called, config), "registered_name": key}
+    return None
+
+
+def _fields(record: Any) -> dict[str, Any]:
+    """The fields of a dataclass by name."""
+    return {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+
+
+def _function(name: str, module: str) -> dict[str, Any]:
+    return {**_record(module, "function", name), "registered_name": "function"}
+
+
+def _record(module: str | None, name: str, config: Any) -> dict[str, Any]:
     return {"module": module, "class_name": name, "config": config, "registered_name": None}
