@@ -654,6 +654,17 @@ PARAMS = {"params": {"kernel": KERNEL, "bias": BIAS}}
             "output_padding must be at least 0 and",
         ),
         ("PyTorch", (TORCH | {"dtype": "float16"}, STATE), "weight must be float16 as dtype says"),
+        ("PyTorch", (TORCH | {"dtype": np.float16}, STATE), "weight must be float16 as dtype says"),
+        (
+            "PyTorch",
+            (TORCH | {"dtype": "float1"}, STATE),
+            "dtype must be a dtype or the name of one",
+        ),
+        (
+            "PyTorch",
+            (TORCH | {"out_channels": 9, "groups": 2, "bias": False}, {"weight": STATE["weight"]}),
+            "groups must divide out_channels=9, got 2",
+        ),
         ("Flax", (FLAX,), "variables must be given"),
         ("Flax", (FLAX | {"mask": KERNEL}, PARAMS), "mask is not in this package's layer"),
         (

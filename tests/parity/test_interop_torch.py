@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from types import ModuleType
 from typing import Any
 
@@ -113,7 +114,9 @@ def test_frozen_layers(torch: ModuleType) -> None:
     theirs = torch.nn.ConvTranspose1d(3, 4, 5).requires_grad_(False)
     module, variables = interop.from_torch(theirs)
     assert list(variables) == ["non_trainable"]
-    with pytest.raises(ValueError, match="trainable must be True for PyTorch, got False"):
+    with pytest.raises(
+        ValueError, match=r"trainable must be True .*got False; drop=\('trainable',\)"
+    ):
         interop.to_torch(module, variables)
     _, weights = interop.to_torch(module, variables, drop=("trainable",))
     assert torch.equal(weights["weight"], theirs.weight)
@@ -150,6 +153,67 @@ def test_what_is_not_a_plain_layer(torch: ModuleType) -> None:
         interop.from_torch(normed)
     with pytest.raises(ValueError, match=r"weights has \['weight_orig'\]"):
         interop.from_torch(pruned)
+
+
+def test_layers_with_hooks(torch: ModuleType, import_peer: Any, rng: np.random.Generator) -> None:
+    """What runs beside a layer or makes its weight is not lost; the remedy that is named helps."""
+    utils, prune = torch.nn.utils, import_peer("torch.nn.utils.prune")
+    x = normal(rng, 2, 3, 6)
+    for wrap, remedy, name in [
+        (lambda a: utils.weight_norm(a), utils.remove_weight_norm, "remove_weight_norm"),
+        (lambda a: utils.spectral_norm(a), utils.remove_spectral_norm, "remove_spectral_norm"),
+        (
+            lambda a: prune.l1_unstructured(a, "weight", 0.5),
+            lambda a: prune.remove(a, "weight"),
+            r"prune\.remove",
+        ),
+    ]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            theirs = wrap(torch.nn.ConvTranspose1d(3, 4, 5))
+        with pytest.raises(ValueError, match=rf"layer must have no hooks.*by .*utils\.{name}$"):
+            interop.from_torch(theirs)
+        remedy(theirs)
+        module, variables = interop.from_torch(theirs)
+        assert_close(module.apply(variables, x), theirs(torch.tensor(x)).detach())
+
+    def double(*arguments: Any) -> Any:
+        return None
+
+    for register in (
+        lambda a: a.register_forward_hook(double),
+        lambda a: a.register_forward_pre_hook(double),
+        lambda a: a.register_full_backward_hook(double),
+        lambda a: a.register_full_backward_pre_hook(double),
+        lambda a: a.bias.register_hook(double),
+    ):
+        theirs = torch.nn.ConvTranspose1d(3, 4, 5)
+        handle = register(theirs)
+        with pytest.raises(
+            ValueError, match=r"got a ConvTranspose1d with \[<func.*double.*handles"
+        ):
+            interop.from_torch(theirs)
+        handle.remove()
+        interop.from_torch(theirs)
+
+
+def test_dtypes_by_any_name(torch: ModuleType) -> None:
+    config = {"in_channels": 3, "out_channels": 4, "kernel_size": 5}
+    weights = torch.nn.ConvTranspose1d(3, 4, 5).state_dict()
+    for dtype in (
+        torch.float32,
+        "torch.float32",
+        "float32",
+        np.float32,
+        jnp.float32,
+        jnp.dtype("f4"),
+    ):
+        assert interop.from_torch(config | {"dtype": dtype}, weights)[0].filters == 4
+    for dtype in (torch.float16, np.float16, jnp.bfloat16):
+        with pytest.raises(
+            ValueError, match=r"weight must be b?float16 as dtype says, got float32"
+        ):
+            interop.from_torch(config | {"dtype": dtype}, weights)
 
 
 def test_the_way_through_two_libraries(torch: ModuleType, rng: np.random.Generator) -> None:

@@ -35,6 +35,14 @@ _ARGUMENTS: dict[str, Any] = {
     "device": None,
     "dtype": None,
 }
+# Where modules keep what else runs, forward and backward, and parameters what runs backward.
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+# What takes a hook of `torch.nn.utils` off again, by the module that it is of.
+_REMEDIES = {
+    "torch.nn.utils.weight_norm": "torch.nn.utils.remove_weight_norm",
+    "torch.nn.utils.spectral_norm": "torch.nn.utils.remove_spectral_norm",
+    "torch.nn.utils.prune": "torch.nn.utils.prune.remove",
+}
 # Arguments of ours that PyTorch lacks, and the value that its layers behave as.
 _ONLY: dict[str, Any] = {
     "data_format": "channels_first",
@@ -60,7 +68,8 @@ def from_torch(layer: Any, weights: Mapping[str, Any] | None = None) -> Pair:
     Raises:
       TypeError: if `layer` is neither such a layer nor a dictionary.
       ValueError: if an argument is unknown or does not fit the weights; if the layer computes its
-        weight from others (`torch.nn.utils.parametrize`), or trains only one of weight and bias.
+        weight from others (`torch.nn.utils.parametrize`, `weight_norm`, `prune`), has hooks, or
+        trains only one of weight and bias.
 
     >>> import numpy as np
     >>> config = {"in_channels": 3, "out_channels": 4, "kernel_size": 5, "stride": 2, "padding": 2}
@@ -82,13 +91,16 @@ def from_torch(layer: Any, weights: Mapping[str, Any] | None = None) -> Pair:
     rank = pairs.rank("weight", kernel)
     groups = geometry.integer("groups", config["groups"], minimum=1)
     size = geometry.per_axis("kernel_size", config["kernel_size"], rank)
-    shape = (config["in_channels"], config["out_channels"] // groups, *size)
+    filters = geometry.integer("out_channels", config["out_channels"], minimum=1)
+    if filters % groups:
+        raise ValueError(f"groups must divide out_channels={filters}, got {groups}")
+    shape = (config["in_channels"], filters // groups, *size)
     if kernel.shape != shape:
         raise ValueError(f"weight must have the shape {shape}, got {kernel.shape}")
     if config["padding_mode"] != "zeros":
         raise ValueError(f"padding_mode must be 'zeros', got {config['padding_mode']!r}")
-    dtype = str(config["dtype"]).removeprefix("torch.")
-    if config["dtype"] is not None and dtype != str(kernel.dtype):
+    dtype = kernel.dtype if config["dtype"] is None else _from_dtype(config["dtype"])
+    if dtype != kernel.dtype:
         raise ValueError(f"weight must be {dtype} as dtype says, got {kernel.dtype}")
     padding = geometry.per_axis("padding", config["padding"], rank, minimum=0)
     return pairs.make(
@@ -179,6 +191,17 @@ def _read(layer: Any) -> tuple[dict[str, Any], dict[str, Any], bool]:
             f"layer must be one of {', '.join(_LAYERS)} of torch.nn, or the arguments of "
             f"one with weights, got {arguments.type_name(layer)}"
         )
+    owners = (layer, *layer.parameters())
+    kept = [getattr(owner, kind, None) or {} for owner in owners for kind in _HOOKS]
+    hooks = [hook for by_handle in kept for hook in by_handle.values()]
+    if hooks:
+        remedies = {
+            _REMEDIES.get(type(hook).__module__, "their handles' remove()") for hook in hooks
+        }
+        raise ValueError(
+            "layer must have no hooks, which may change what it computes or how it is trained, "
+            f"got a {name} with {hooks}: take them off by {' and '.join(sorted(remedies))}"
+        )
     trained = {parameter.requires_grad for parameter in layer.parameters()}
     if len(trained) > 1:
         raise ValueError(
@@ -187,6 +210,16 @@ def _read(layer: Any) -> tuple[dict[str, Any], dict[str, Any], bool]:
     plain = _ARGUMENTS.keys() - {"bias", "device", "dtype"}
     config = {name: getattr(layer, name) for name in plain} | {"bias": layer.bias is not None}
     return config, layer.state_dict(), trained != {False}
+
+
+def _from_dtype(dtype: Any) -> np.dtype:
+    """A dtype of torch's or numpy's, or the name of one, as one of numpy's."""
+    # torch's own print as `torch.float32`; those of numpy and JAX may be types, which do not.
+    named = type(dtype).__module__ == "torch" or isinstance(dtype, str)
+    try:
+        return jnp.dtype(str(dtype).removeprefix("torch.") if named else dtype)
+    except TypeError:
+        raise ValueError(f"dtype must be a dtype or the name of one, got {dtype!r}") from None
 
 
 def _crops(module: Any) -> geometry.Pads:
