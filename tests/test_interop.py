@@ -799,6 +799,7 @@ def test_onnx_nodes_are_read_by_their_fields() -> None:
     fields = {"i": 0, "s": b"", "ints": []}
     node = SimpleNamespace(
         op_type="ConvTranspose",
+        input=["X", "W"],
         attribute=[
             SimpleNamespace(**fields | {"name": "group", "type": 2, "i": 2}),
             SimpleNamespace(**fields | {"name": "auto_pad", "type": 3, "s": b"SAME_LOWER"}),
@@ -809,6 +810,14 @@ def test_onnx_nodes_are_read_by_their_fields() -> None:
     assert (module.filters, module.groups, module.strides) == (4, 2, (2, 3))
     assert module.compute_output_shape((1, 6, 5, 4)) == (1, 4, 10, 12)
     assert not module.use_bias
+    node.input.append("")  # an input that is left out
+    weights = [np.ones((6, 2, 3, 4), np.float32), np.ones(4, np.float32)]
+    with pytest.raises(ValueError, match=r"the node's inputs after X, \['W'\], got 2 arrays"):
+        interop.from_onnx(node, weights)
+    node.input[2] = "B"
+    with pytest.raises(ValueError, match=r"the node's inputs after X, \['W', 'B'\], got 1 arrays"):
+        interop.from_onnx(node, weights[:1])
+    assert interop.from_onnx(node, weights)[0].use_bias
     node.op_type = "Conv"
     with pytest.raises(ValueError, match="node must be a ConvTranspose, got 'Conv'"):
         interop.from_onnx(node, [np.ones((6, 2, 3, 4), np.float32)])
@@ -836,6 +845,20 @@ def test_onnx_nodes_are_read_by_their_fields() -> None:
 def test_onnx_attributes_that_do_not_fit(attributes: Any, weights: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         interop.from_onnx(attributes, weights)
+
+
+def test_onnx_output_shape_is_for_the_channels_of_the_kernel() -> None:
+    attributes, weights = {"output_shape": [9]}, [KERNEL]
+    for c_in in (3, None):
+        interop.from_onnx(attributes, weights, (1, c_in, 4))
+    with pytest.raises(ValueError, match=r"input_shape must be \(batch, 3, \*spatial\) .*, 4, 4\)"):
+        interop.from_onnx(attributes, weights, (1, 4, 4))
+
+
+def test_what_holds_no_numbers_is_refused_by_name() -> None:
+    for weights, name in [([object()], "kernel"), ([KERNEL, {"B": BIAS}], "bias")]:
+        with pytest.raises(TypeError, match=rf"{name} must be an array of numbers, got builtins\."):
+            interop.from_onnx({}, weights)
 
 
 def test_onnx_takes_nodes_and_dictionaries() -> None:

@@ -81,3 +81,22 @@ def test_case_with_random_numbers(
 def test_there_are_no_other_cases(cases: dict[str, Any]) -> None:
     for name in cases.keys() - set(CASES):
         check(cases[name])
+
+
+def test_node_and_tensors(import_peer: Callable[[str], ModuleType], rng: Any) -> None:
+    """Weights as a graph holds them, and as many as the node has inputs for."""
+    onnx = import_peer("onnx")
+    x, w, b = normal(rng, 2, 6, 5, 4), normal(rng, 6, 3, 3, 2), normal(rng, 3)
+    tensors = [onnx.numpy_helper.from_array(a) for a in (w, b)]
+    for inputs in (["X", "W"], ["X", "W", ""], ["X", "W", "B"]):
+        node = onnx.helper.make_node("ConvTranspose", inputs, ["Y"], strides=[2, 1])
+        count = 2 if inputs[-1] == "B" else 1
+        feeds = dict(zip(["X", "W", "B"], [x, w, b], strict=True))
+        evaluator = import_peer("onnx.reference").ReferenceEvaluator(node)
+        (expected,) = evaluator.run(None, {name: feeds[name] for name in inputs if name})
+        module, variables = from_onnx(node, tensors[:count])
+        error("node", np.asarray(module.apply(variables, x)), expected)
+        with pytest.raises(
+            ValueError, match=rf"the node's inputs after X, \[.*got {3 - count} arr"
+        ):
+            from_onnx(node, tensors[: 3 - count])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from upconv.interop import arguments
 
 
 def to_jax(name: str, value: Any) -> jax.Array:
@@ -31,16 +34,22 @@ def to_torch(value: np.ndarray, dtype: Any) -> Any:
     return torch.from_numpy(value)
 
 
-def to_numpy(value: Any) -> np.ndarray:
-    """The same bits in numpy, also of a tensor."""
-    if type(value).__module__.partition(".")[0] == "torch":
+def to_numpy(name: str, value: Any) -> np.ndarray:
+    """The same bits in numpy, also of a tensor; raises a TypeError for what holds no numbers."""
+    package = type(value).__module__.partition(".")[0]
+    if package == "onnx" and type(value).__name__ == "TensorProto":
+        return sys.modules["onnx"].numpy_helper.to_array(value)
+    if package == "torch":
         import torch
 
         value = value.detach().cpu()
         if value.dtype == torch.bfloat16:
             return value.view(torch.int16).numpy().view(jnp.bfloat16)
         return value.numpy()
-    return np.asarray(value)
+    array = np.asarray(value)
+    if array.dtype.hasobject:
+        raise TypeError(f"{name} must be an array of numbers, got {arguments.type_name(value)}")
+    return array
 
 
 def channels_to_end(kernel: np.ndarray) -> np.ndarray:

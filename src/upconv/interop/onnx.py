@@ -46,18 +46,19 @@ def from_onnx(
 
     Args:
       node: an `onnx.NodeProto`, or its attributes as a dictionary.
-      weights: the inputs `W`, of shape `(c_in, c_out // group, *kernel_shape)`, and `B` if
-        there is one.
-      input_shape: the shape of `X`, `(batch, c_in, *spatial)`. It is needed only where
+      weights: the inputs `W`, of shape `(c_in, c_out // group, *kernel_shape)`, and `B` if the
+        node has one; each an array, or an `onnx.TensorProto`.
+      input_shape: the shape of `X`, `(batch, c_in, *spatial)`. It is needed and read only where
         `output_shape` is given; the layer is then right for inputs of this size alone.
 
     Returns:
       `(module, variables)`. The module is `channels_first`.
 
     Raises:
-      TypeError: if an attribute has the wrong type.
+      TypeError: if an attribute has the wrong type, or `weights` are no arrays.
       ValueError: for an operator that is not `ConvTranspose`, an attribute that is unknown or
-        does not fit the others or the weights, or an `output_shape` without `input_shape`.
+        does not fit the others or the weights, weights that are not the node's inputs after `X`, or
+        an `output_shape` without an `input_shape` that fits.
 
     >>> import jax.numpy as jnp
     >>> import numpy as np
@@ -69,6 +70,12 @@ def from_onnx(
     attributes = _attributes(node)
     if not 1 <= len(weights) <= 2:
         raise ValueError(f"weights must be [W] or [W, B], got {len(weights)} arrays")
+    # A dictionary of attributes does not tell; an input that is left out has an empty name.
+    inputs = None if isinstance(node, Mapping) else [name for name in node.input[1:] if name]
+    if inputs is not None and len(weights) != len(inputs):
+        raise ValueError(
+            f"weights must be the node's inputs after X, {inputs}, got {len(weights)} arrays"
+        )
     kernel, bias = pairs.kernel_and_bias(weights, use_bias=len(weights) == 2)
     rank = pairs.rank("W", kernel)
     size = kernel.shape[2:]
@@ -85,7 +92,7 @@ def from_onnx(
         dilation_rate=dilation,
         groups=attributes.get("group", 1),
         data_format="channels_first",
-        **_padding(attributes, span, strides, input_shape),
+        **_padding(attributes, span, strides, kernel.shape[0], input_shape),
     )
 
 
@@ -93,6 +100,7 @@ def _padding(
     attributes: Mapping[str, Any],
     span: tuple[int, ...],
     strides: tuple[int, ...],
+    c_in: int,
     input_shape: Sequence[int | None] | None,
 ) -> dict[str, Any]:
     """Our arguments for what the operator crops."""
@@ -100,7 +108,7 @@ def _padding(
     output_padding = _per_axis(attributes, "output_padding", rank, default=0)
     auto_pad = attributes["auto_pad"]
     if "output_shape" in attributes:
-        spatial = _spatial(input_shape, rank)
+        spatial = _spatial(input_shape, c_in, rank)
         outputs = _per_axis(attributes, "output_shape", rank, default=1)
         lengths = zip(spatial, outputs, strides, span, strict=True)
         excess = [geometry.full_length(n, k, s) - out for n, out, s, k in lengths]
@@ -123,11 +131,11 @@ def _crop(excess: int, output_padding: int, auto_pad: str) -> tuple[int, int]:
     return start, excess - start
 
 
-def _spatial(input_shape: Sequence[int | None] | None, rank: int) -> tuple[int, ...]:
+def _spatial(input_shape: Sequence[int | None] | None, c_in: int, rank: int) -> tuple[int, ...]:
     """The spatial axes of the input's shape, which must be given."""
-    if input_shape is None or len(input_shape) != rank + 2:
+    if input_shape is None or len(input_shape) != rank + 2 or input_shape[1] not in (None, c_in):
         raise ValueError(
-            f"input_shape must be (batch, c_in, *spatial) with {rank} spatial axes, as "
+            f"input_shape must be (batch, {c_in}, *spatial) with {rank} spatial axes, as "
             f"output_shape is given, got {input_shape!r}"
         )
     return geometry.per_axis("input_shape", input_shape[2:], rank)

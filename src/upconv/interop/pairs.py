@@ -96,8 +96,8 @@ def kernel_and_bias(weights: Sequence[Any], use_bias: bool) -> tuple[np.ndarray,
             f"weights must be {'kernel and bias' if use_bias else 'the kernel alone'}, as use_bias "
             f"is {use_bias}, got {len(weights)} arrays"
         )
-    kernel = arrays.to_numpy(weights[0])
-    bias = arrays.to_numpy(weights[1]) if use_bias else None
+    kernel = arrays.to_numpy("kernel", weights[0])
+    bias = arrays.to_numpy("bias", weights[1]) if use_bias else None
     if bias is not None and bias.dtype != kernel.dtype:
         raise ValueError(
             f"kernel and bias must have one dtype, got {kernel.dtype} and {bias.dtype}"
