@@ -675,6 +675,13 @@ PARAMS = {"params": {"kernel": KERNEL, "bias": BIAS}}
         ("Flax", (FLAX | {"features": 5}, PARAMS), "kernel must have kernel_size=.*features=5"),
         ("Flax", (FLAX | {"padding": "CAUSAL"}, PARAMS), "padding must be 'SAME', 'VALID', 'CIRC"),
         ("Flax", (FLAX | {"rate": 1}, PARAMS), r"layer has \['rate'\]"),
+        ("Flax", (FLAX | {"in_features": 5}, PARAMS), r"kernel must have in_features=5, got .*6\)"),
+        (
+            "Flax",
+            (FLAX | {"param_dtype": jnp.bfloat16}, PARAMS),
+            "kernel must be bfloat16 as param_dtype says, got float32",
+        ),
+        ("Flax", (FLAX | {"promote_dtype": jnp.sin}, PARAMS), "promote_dtype must be Flax's own"),
         ("Flax", (FLAX, {"params": {"kernel": KERNEL}}), r"variables lacks \['bias'\]"),
         (
             "Flax",

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 from flax import linen as flax_linen
 from flax import nnx as flax_nnx
 from flax.core import meta
@@ -40,7 +41,10 @@ _NNX_ARGUMENTS = {"in_features", "out_features"}
 # Those that have none, and are not read where they change nothing. Initializers are for kernels of
 # another layout than ours.
 _ABSENT = ("mask", "preferred_element_type")
-_NOT_READ = {"kernel_init", "bias_init", "param_dtype", "promote_dtype", "rngs"}
+_NOT_READ = {"kernel_init", "bias_init", "rngs"}
+# Those that must fit: our layer promotes as Flax's does by itself, and the variables have a dtype.
+_CHECKED = {"param_dtype", "promote_dtype"}
+_PROMOTIONS = (None, flax_linen.dtypes.promote_dtype, flax_nnx.nn.dtypes.promote_dtype)
 # Arguments of ours that Flax lacks, and the value that its layers behave as.
 _ONLY: dict[str, Any] = {
     "groups": 1,
@@ -88,7 +92,7 @@ def from_flax(
         raise ValueError("variables must be given with a linen layer or a dictionary")
     if "out_features" in config:
         config["features"] = config["out_features"]
-    known = {*_ARGUMENTS, *_NNX_ARGUMENTS, *_ABSENT, *_NOT_READ}
+    known = {*_ARGUMENTS, *_NNX_ARGUMENTS, *_ABSENT, *_NOT_READ, *_CHECKED}
     arguments.check_keys("layer", config, known, required=("features", "kernel_size"))
     for name in _ABSENT:
         if config.get(name) is not None:
@@ -96,6 +100,8 @@ def from_flax(
                 f"{name} is not in this package's layer, got {config[name]!r}; "
                 "upconv.linen.ConvTranspose and upconv.nnx.ConvTranspose have it"
             )
+    if config.get("promote_dtype") not in _PROMOTIONS:
+        raise ValueError(f"promote_dtype must be Flax's own, got {config['promote_dtype']!r}")
     return _make({**_ARGUMENTS, **config}, arguments.mapping("variables", variables))
 
 
@@ -185,10 +191,8 @@ def _read(
             "layer must be a ConvTranspose of flax.linen or flax.nnx, or a dictionary of its "
             f"arguments, got {arguments.type_name(layer)}"
         )
-    defaults = (flax_linen.dtypes.promote_dtype, flax_nnx.nn.dtypes.promote_dtype)
-    if layer.promote_dtype not in defaults:
-        raise ValueError(f"promote_dtype must be Flax's own, got {layer.promote_dtype!r}")
-    names = {*_ARGUMENTS, *_ABSENT} - {"features", "name"}
+    # Not its param_dtype: a layer applies to variables of any.
+    names = {*_ARGUMENTS, *_ABSENT, "promote_dtype"} - {"features", "name"}
     return {name: getattr(layer, name) for name in names} | own, variables
 
 
@@ -213,6 +217,13 @@ def _make(config: Mapping[str, Any], variables: Mapping[str, Any]) -> Pair:
         raise ValueError(
             f"kernel must have kernel_size={size}, features={config['features']} and "
             f"transpose_kernel={transposed}, got the shape {kernel.shape}"
+        )
+    c_in, dtype = config.get("in_features"), config.get("param_dtype")
+    if c_in is not None and ours.shape[-1] != c_in:
+        raise ValueError(f"kernel must have in_features={c_in}, got the shape {kernel.shape}")
+    if dtype is not None and jnp.dtype(dtype) != kernel.dtype:
+        raise ValueError(
+            f"kernel must be {jnp.dtype(dtype)} as param_dtype says, got {kernel.dtype}"
         )
     span = tuple(map(geometry.dilated, size, dilation))
     return pairs.make(
