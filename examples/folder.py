@@ -65,8 +65,8 @@ def check(run: Path, config: configs.Config) -> None:
 
 
 def is_empty(folder: Path) -> bool:
-    """Whether no file is in a folder, be it because there is no such folder."""
-    return all(path.is_dir() for path in folder.rglob("*"))
+    """Whether no file is in a folder, nor a link, be it because there is no such folder."""
+    return all(path.is_dir() and not path.is_symlink() for path in folder.rglob("*"))
 
 
 def is_run(folder: Path) -> bool:

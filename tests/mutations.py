@@ -358,8 +358,8 @@ MUTATIONS = [
     Mutation(
         "nnx has rules for what is not trained",
         "nnx",
-        "nnx.state(module, nnx.All(nnx.Param, wrt))",
-        "nnx.state(module, nnx.Param)",
+        "nnx.state(module, nnx.All(nnx.Not(NonTrainable), wrt))",
+        "nnx.state(module, nnx.Not(NonTrainable))",
         ("test_nnx", "what_is_trained"),
     ),
     Mutation(

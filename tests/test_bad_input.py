@@ -47,6 +47,7 @@ SHARED: list[tuple[dict[str, Any], type[Exception], list[str]]] = [
     ({"strides": "2"}, TypeError, ["strides", "'2'"]),
     ({"strides": None}, TypeError, ["strides", "None"]),
     ({"strides": np.array([2.0, 2.0])}, TypeError, ["strides[0]", "np.float64(2.0)"]),
+    ({"strides": jax.ShapeDtypeStruct((2,), "int32")}, TypeError, ["strides", "ShapeDtypeStruct"]),
     ({"padding": np.array([[1, 1], [1, 1], [0, 0]])}, ValueError, ["padding", "2 entries"]),
     ({"dilation_rate": 0}, ValueError, ["dilation_rate", "0"]),
     ({"dilation_rate": (1, -2)}, ValueError, ["dilation_rate", "-2"]),

@@ -94,6 +94,12 @@ def test_the_shape_of_a_bound_layer_is_that_of_a_call(rng: np.random.Generator) 
     assert bound.compute_output_shape(x.shape) == bound(x).shape
     with pytest.raises(ValueError, match="inputs must have 3 channels on axis -1"):
         bound.compute_output_shape((2, 5, 4, 4))
+    stack = nn.vmap(
+        Conv2DTranspose, variable_axes={"params": -1}, split_rngs={"params": True}, in_axes=None,
+        axis_size=7,
+    )(6, (3, 2), 2)  # fmt: skip
+    bound = stack.bind(stack.init(KEY, x))
+    assert bound(x).shape == (7, *bound.compute_output_shape(x.shape))
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import pickle
 from collections.abc import Callable
@@ -232,6 +233,9 @@ def test_rules_stay_with_the_layer() -> None:
     class Weight(nnx.Param):
         pass
 
+    class Own(nnx.Variable):
+        pass
+
     expected = {"kernel": DECLARED}
     module = layer(kernel_regularizer=L2(0.1), kernel_constraint=MaxNorm(0.5))
     for other in (layer(), layer(kernel_regularizer=L1(9.0))):
@@ -242,6 +246,20 @@ def test_rules_stay_with_the_layer() -> None:
     module.kernel = Weight(jnp.ones((3, 2, 6, 3)))
     assert rules(module) == expected
     assert rules(module, wrt=Weight) == expected
+    module.kernel = Own(jnp.ones((3, 2, 6, 3)))
+    assert rules(module) == {}
+    assert rules(module, wrt=(nnx.Param, Own)) == expected
+
+
+def test_rules_need_no_hash() -> None:
+    @dataclasses.dataclass
+    class Penalty:
+        factor: float = 0.5
+
+        def __call__(self, w: jax.Array) -> jax.Array:
+            return self.factor * w.sum()
+
+    assert rules(layer(kernel_regularizer=Penalty())) == {"kernel": Rule(Penalty())}
 
 
 def test_states_of_layers_with_other_rules_are_of_one_structure() -> None:
@@ -302,6 +320,7 @@ def test_rules_of_stacked_layers(axes: tuple[int, ...], expected: tuple[int, ...
     assert module.kernel.shape == tuple(shape)
     (rule,) = rules(module).values()
     assert rule == Rule(L2(0.1), MaxNorm(0.5), expected)
+    assert module.compute_output_shape((2, 5, 4, 3)) == (2, 7, 5, 6)
     params = nnx.to_pure_dict(nnx.state(module, nnx.Param))
     total = float(penalty(params, {"kernel": rule}))
     np.testing.assert_allclose(total, 0.1 * (kernel(module) ** 2).sum(), rtol=1e-5)

@@ -401,6 +401,19 @@ def test_a_folder_of_others_is_refused(
         assert str(tmp_path) in message
 
 
+def test_a_folder_of_links_is_refused(
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What they lead to is not the run's, whatever it is called there."""
+    write(tmp_path, {"mine/kernel-000003.png": "mine"})
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "pictures").symlink_to(tmp_path / "mine")
+    for options in ([], ["--overwrite"]):
+        message = refuses([str(path), "--run", str(run), *options], tmp_path, capsys)
+        assert "run: must be a new folder" in message
+
+
 def test_overwriting_deletes_only_what_a_run_wrote(path: Path, whole: Path, tmp_path: Path) -> None:
     run = shutil.copytree(whole, tmp_path / "run")
     left = ["checkpoints/30.orbax-checkpoint-tmp/x", "tensorboard/events.out.tfevents.1.host"]

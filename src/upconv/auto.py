@@ -6,9 +6,9 @@ chosen, by platform, dtype and static shape; nothing is computed.
 Every rule stands beside the measurement that justifies it. A layer is written
 `batch x size x channels -> filters, kernel / stride`, and a figure after it is the time that the
 way taken needs there, relative to the way that would be taken without the rule: 0.4 is two and a
-half times as fast. Figures after "but" are of layers that the rule leaves out, and why. They were
-measured on two cores of an AMD EPYC (Zen 4 or 5) or of an Intel Xeon with AVX-512, with jaxlib
-0.10.2, in float32 if nothing else is said.
+half times as fast. Figures after "but" are of layers to which the rule does not apply, and show
+why. They were measured on two cores of an AMD EPYC (Zen 4 or 5) or of an Intel Xeon with AVX-512,
+with jaxlib 0.10.2, in float32 if nothing else is said.
 """
 
 from __future__ import annotations
@@ -52,9 +52,11 @@ FEW_CHANNELS = 16
 # C takes products where no more numbers than these come together in one column of a window.
 COLUMN = 6
 
-# From no more filters than these, C may gather the rows of a window as channels,
+# From no more filters than these, C may gather the rows of a window as channels.
 GATHERED = 12
-# where input channels times rows, for each row of the stride, outweigh the gathering.
+
+# Input channels times rows of the kernel, for each row of the stride, that make up for gathering
+# from more than `FEW_FILTERS`.
 MANY_PRODUCTS = 128
 
 # More convolutions than these, one for each phase, take long to compile.
@@ -119,7 +121,7 @@ class _Layer:
 
     @property
     def modest(self) -> bool:
-        """Whether these and T's result are few beside T's operands and the gradients of those."""
+        """Whether products and result are few beside T's operands and the gradients of those."""
         g = self.g
         inputs = self.batch * math.prod(g.input_size) * self.channels
         kernel = math.prod(g.kernel_size) * self.filters * self.channels
@@ -127,7 +129,7 @@ class _Layer:
 
     @property
     def fits(self) -> bool:
-        """Whether they are modest, and no fresh memory."""
+        """Whether products and result are modest, and too small to be `FRESH` memory."""
         return self.modest and self._temporaries * self._itemsize < FRESH
 
     @property
@@ -216,7 +218,8 @@ def _strided(a: _Layer) -> str:
     if g.rank == 1 or rows == 1:
         return "strided"
     if rows * a.filters <= COLUMN:
-        return "matmul"  # 0.4 to 1 of the next; 64x32x32x128 -> 1, 3x3 / 2: 0.2
+        # 64x32x32x128 -> 1, 3x3 / 2: 0.2; from 0.4 to 1 of what the rule below would take.
+        return "matmul"
     # From 4 filters and fewer, and from 12 where products are many: 0.5 to 0.8. But
     # 28x28x32 -> 6, 4x4 / 2: 1.5.
     many = a.channels * rows >= MANY_PRODUCTS * stride

@@ -2,8 +2,8 @@
 
 Each is a frozen dataclass that is called with an array and gives one of the same shape and dtype:
 hashable, comparable, printable, and safe to keep in a Flax module. Any other callable with that
-signature serves as well. Norms are taken in float32 at least, and every gradient is finite
-everywhere.
+signature serves as well. Norms are taken in float32 at least, and gradients are finite at
+zero, too.
 
 `axis` names the axes that one norm runs over. The default of 0 is Keras's; the norm of each filter
 of a kernel `(height, width, filters, c_in)` is `axis=(0, 1, 3)`.

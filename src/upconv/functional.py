@@ -47,12 +47,13 @@ def conv_transpose(
         spatial axes, 1 to 3.
       strides: output pixels per input pixel, for all axes or one per spatial axis.
       padding: what to crop from the full output, in which every product has its place; `n` input
-        pixels and a kernel that spans `K` make `(n - 1) * stride + K`. `"valid"` crops nothing.
-        `"same"` leaves `n * stride` pixels and crops the smaller half in front, `"same_lower"` the
-        larger half, and `"causal"` all at the end; `"circular"` adds to either end what `"same"`
-        would crop at the other. Or how many pixels: an integer, or an integer or `(lo, hi)` pair
-        for each spatial axis.
-      output_padding: extra pixels at the end of the output, fewer than `max(stride, dilation)`.
+        pixels and a kernel that spans `K` make `(n - 1) * stride + K`. `"valid"` crops nothing, and
+        adds `stride - K` zeros at the end where that is positive. `"same"` leaves `n * stride`
+        pixels and crops the smaller half in front, `"same_lower"` the larger half, and `"causal"`
+        all at the end; `"circular"` adds to either end what `"same"` would crop at the other. Or
+        how many pixels: an integer, or an integer or `(lo, hi)` pair for each spatial axis.
+      output_padding: by how many pixels the output is longer, fewer than `max(stride, dilation)`:
+        at its end, except that `"same"` and `"same_lower"` divide anew what they crop.
       output_size: the output's spatial size, instead of `output_padding`.
       dilation_rate: output pixels from one kernel tap to the next.
       groups: number of channel groups that do not mix.

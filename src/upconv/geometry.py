@@ -194,7 +194,7 @@ def _pair(name: str, value: Any) -> tuple[int, int]:
 def is_sequence(value: Any) -> TypeGuard[Sequence[Any]]:
     """Whether `value` holds entries, as lists and arrays do; a string is one value."""
     listed = isinstance(value, Sequence) and not isinstance(value, str | bytes)
-    return listed or getattr(value, "ndim", 0) > 0
+    return listed or (getattr(value, "ndim", 0) > 0 and hasattr(value, "__iter__"))
 
 
 def _count(n: int, one: str, many: str | None = None) -> str:

@@ -189,11 +189,11 @@ class Layer:
         """Where the channels are, counted from the end."""
         return -1 if self.data_format == "channels_last" else -1 - self.rank
 
-    def check_channels(self, c_in: int, kernel_shape: Sequence[int], owner: str) -> None:
-        """Raises a ValueError if the kernel, which `owner` has, does not take `c_in` channels."""
-        if kernel_shape[-1] != c_in:
+    def check_channels(self, c_in: int, expected: int, owner: str) -> None:
+        """Raises a ValueError unless inputs have as many channels as the kernel of `owner`."""
+        if c_in != expected:
             raise ValueError(
-                f"inputs must have {kernel_shape[-1]} channels on axis {self.channel_axis}, "
+                f"inputs must have {expected} channels on axis {self.channel_axis}, "
                 f"as the kernel of {owner} has, got {c_in}"
             )
 

@@ -183,7 +183,8 @@ class _ConvTranspose(nn.Module):
     def _check_channels(self, layer: Layer, c_in: int) -> None:
         if self.has_variable(self._collection, "kernel"):
             kernel = meta.unbox(self.get_variable(self._collection, "kernel"))
-            layer.check_channels(c_in, kernel.shape, repr(self.scope_name))
+            if kernel.ndim == layer.rank + 2:  # else it is one of a stack
+                layer.check_channels(c_in, kernel.shape[-1], repr(self.scope_name))
 
 
 class Conv1DTranspose(_ConvTranspose):
@@ -226,8 +227,8 @@ class Conv2DTranspose(_ConvTranspose):
       trainable: `False` puts the parameters into the collection `non_trainable`, which no optimizer
         sees.
       name: the module's name.
-      output_padding: how many pixels to add at the end, an integer or one per spatial axis; see
-        `upconv.conv_transpose`.
+      output_padding: by how many pixels the output is longer, an integer or one per spatial axis;
+        see `upconv.conv_transpose`.
       dilation_rate: the distance between the kernel's taps, an integer or one per spatial axis.
       groups: the number of groups that channels and filters fall into.
       dtype: of the computation; by default what inputs and parameters promote to.

@@ -23,8 +23,8 @@ transpose or a reversal, costs 20 to 30 ms of compilation, a `pad` 100 ms, where
 matrix product costs 2 ms: so padding is left to the convolutions, and data moves in one step or not
 at all.
 
-Figures in comments are times relative to those without what is explained: 0.4 is two and a half
-times as fast.
+A figure in a comment is the time with what is explained there, relative to the time without it:
+0.4 is two and a half times as fast.
 """
 
 from __future__ import annotations

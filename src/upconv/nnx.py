@@ -174,7 +174,7 @@ class _ConvTranspose(nnx.Module):
 
     def _check_channels(self, input_shape: Sequence[int]) -> None:
         c_in = input_shape[self.config.channel_axis]
-        self.config.check_channels(c_in, self.kernel.shape, f"this {type(self).__name__}")
+        self.config.check_channels(c_in, self.in_features, f"this {type(self).__name__}")
 
     def _variable(
         self, parameter: Parameter, metadata: Metadata, rngs: nnx.Rngs
@@ -228,8 +228,8 @@ class Conv2DTranspose(_ConvTranspose):
       bias_constraint: the same for the bias.
       trainable: `False` makes the parameters `NonTrainable`, which no optimizer of `nnx.Param`
         sees.
-      output_padding: how many pixels to add at the end, an integer or one per spatial axis; see
-        `upconv.conv_transpose`.
+      output_padding: by how many pixels the output is longer, an integer or one per spatial axis;
+        see `upconv.conv_transpose`.
       dilation_rate: the distance between the kernel's taps, an integer or one per spatial axis.
       groups: the number of groups that channels and filters fall into.
       dtype: of the computation; by default what inputs and parameters promote to.
@@ -418,18 +418,16 @@ def rules(module: nnx.Module, wrt: Any = nnx.Param) -> dict[str, Rule]:
         if isinstance(layer, _ConvTranspose):
             for name, parameter in layer.config.parameters(layer.in_features).items():
                 declared.setdefault(id(getattr(layer, name)), []).append(parameter)
-    found = {}
-    for path, variable in named_leaves(nnx.state(module, nnx.All(nnx.Param, wrt)), _is_variable):
-        shape = variable.get_value().shape
-        stated = {
-            _stacked(parameter, path, shape)
-            for parameter in declared.get(id(variable), ())
-            if parameter.rule != Rule()
-        }
-        if len(stated) > 1:
-            raise ValueError(f"layers that share the parameter {path!r} must declare the same rule")
-        if stated:
-            (found[path],) = stated
+    found: dict[str, Rule] = {}
+    trained = nnx.state(module, nnx.All(nnx.Not(NonTrainable), wrt))
+    for path, variable in named_leaves(trained, _is_variable):
+        for parameter in declared.get(id(variable), ()):
+            if parameter.rule != Rule():
+                rule = _stacked(parameter, path, variable.get_value().shape)
+                if found.setdefault(path, rule) != rule:
+                    raise ValueError(
+                        f"layers that share the parameter {path!r} must declare the same rule"
+                    )
     return found
 
 

@@ -175,8 +175,10 @@ class Orthogonal:
 
 def _replicated(x: jax.Array) -> jax.Array:
     """Puts what is sharded explicitly on every device, for every filter meets every other."""
-    spec = jax.typeof(x).sharding.spec
-    return x if all(axis is None for axis in spec) else jax.sharding.reshard(x, PartitionSpec())
+    sharding = jax.typeof(x).sharding
+    if all(axis is None for axis in sharding.spec):
+        return x
+    return jax.sharding.reshard(x, sharding.update(spec=PartitionSpec(*[None] * x.ndim)))
 
 
 def _absolute(x: jax.Array) -> jax.Array:

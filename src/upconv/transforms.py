@@ -140,7 +140,8 @@ def with_rules(
 
     Wrappers that skip steps or keep weights of their own go round it: `optax.MultiSteps` and
     `optax.lookahead` take `with_rules(...)`, not the reverse. What makes steps from other weights
-    than it is given, as `optax.contrib.schedule_free` does, keeps no constraint.
+    than it is given, as `optax.contrib.schedule_free` does, keeps no constraint. What may leave
+    updates as they are, as `optax.apply_if_finite`, needs gradients of the parameters' dtype.
 
     Args:
       optimizer: any optax optimizer.

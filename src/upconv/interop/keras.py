@@ -69,8 +69,8 @@ def from_keras(
     Raises:
       TypeError: if `layer` is neither such a layer nor a config.
       ValueError: if the layer is not built, if an object in it is neither in `custom_objects` nor
-        Keras's own (nor an activation that is `tf.nn`'s), or if an argument is unknown or does not
-        fit the weights.
+        Keras's own (nor an activation of `tf.nn` or, but for `gelu`, of `keras.ops`), or if an
+        argument is unknown or does not fit the weights.
 
     >>> config = {"filters": 4, "kernel_size": 5, "strides": 2, "activation": "gelu"}
     >>> weights = [np.ones((5, 5, 4, 3), np.float32), np.zeros(4, np.float32)]

@@ -143,7 +143,7 @@ def parse(argument: str, value: Any) -> Spec | None:
         )
     if isinstance(config, str):
         # So Keras writes functions that are not its own: they have a name, and no arguments.
-        return Spec(config, {}, (config,), genuine=False)
+        return Spec(config, {}, (config, config.rpartition(">")[2]), genuine=False)
     registered = value.get("registered_name") or called
     package = str(value.get("module", "keras")).partition(".")[0]  # older configs name no module
     genuine = registered == called and package in ACTIVATIONS_OF
@@ -160,12 +160,18 @@ def activation_of(layer: Any, value: Any, package: str) -> Any:
     names; the layer itself has the function.
     """
     homes = [sys.modules.get(ACTIVATIONS_OF[package])]
+    # The functions in these that Keras's activations have by the same name compute the same, but
+    # for one.
     if tensorflow := sys.modules.get("tensorflow"):
-        # The functions in these that Keras has by the same name compute the same.
         homes += [tensorflow.nn, tensorflow.compat.v1.nn]
+    ops = getattr(sys.modules.get("keras"), "ops", None)
+    if package == "keras":
+        homes.append(ops)
     function = layer.activation
     for name in _ACTIVATIONS:
-        if any(getattr(home, name, None) is function for home in homes):
+        if function is not getattr(ops, "gelu", None) and any(
+            getattr(home, name, None) is function for home in homes
+        ):
             return name
     return _function(value, function.__module__) if isinstance(value, str) else value
 
