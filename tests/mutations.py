@@ -461,6 +461,27 @@ MUTATIONS = [
         CASES_2D,
     ),
     Mutation(
+        "taps of a window of phases stay in reverse",
+        "lowering",
+        "w = lax.rev(w, range(1, r + 1)).reshape(",
+        "w = w.reshape(",
+        CASES_2D,
+    ),
+    Mutation(
+        "phases of the output start at its edge",
+        "lowering",
+        "(lo, n * s - lo - out, 0)\n        for lo, n, s, out in zip(g.crop, m,",
+        "(0, n * s - out, 0)\n        for lo, n, s, out in zip(g.crop, m,",
+        CASES_2D,
+    ),
+    Mutation(
+        "taps of a window of phases are next to each other",
+        "lowering",
+        "(*g.dilation_rate, 1, 1))\n\n\ndef _split_phases",
+        "(*(1,) * r, 1, 1))\n\n\ndef _split_phases",
+        ("test_functional", "dilation or dilated"),
+    ),
+    Mutation(
         "a stretched convolution takes every row",
         "lowering",
         "return 2 * steps[0], steps[1]",

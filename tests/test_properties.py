@@ -33,6 +33,7 @@ from checks import (
     Adjoint,
     C,
     Function,
+    Limits,
     assert_maps,
     assert_rounding,
     convolution,
@@ -43,7 +44,7 @@ from checks import (
     second_orders,
     with_gradients,
 )
-from upconv import geometry
+from upconv import auto, geometry
 from upconv import lowering as ways
 
 COUNT = int(os.environ.get("UPCONV_FUZZ", "10"))
@@ -163,12 +164,14 @@ def strided(draw: st.DrawFn) -> Case:
 
 # "auto" takes other ways for large shapes, which compile more slowly than they differ. XLA:CPU has
 # two kernels for convolutions: YNNPACK's would have no part in them if all were stretched.
-UNSTRETCHED = {name: getattr(ways, name) for name in ("WORTH_STRETCHING", "IMAGES")}
+UNSTRETCHED: Limits = {
+    auto: {"PARALLEL_YNNPACK": True},
+    ways: {name: getattr(ways, name) for name in ("EIGEN_TAKES", "IMAGES")},
+}
 LIMITS = {
     "auto, as if large": AS_IF_LARGE,
     "auto, as if large, unstretched": {
-        module: values | UNSTRETCHED if module is ways else values
-        for module, values in AS_IF_LARGE.items()
+        module: {**values, **UNSTRETCHED[module]} for module, values in AS_IF_LARGE.items()
     },
 }
 LOWERINGS = ("auto", *LIMITS, "input_dilation", "subpixel", "matmul", "lax")

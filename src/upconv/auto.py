@@ -20,8 +20,12 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import jaxlib
 
 from upconv.geometry import Geometry, Size
+
+# Since jaxlib 0.11 YNNPACK's kernel for convolutions of two dimensions uses all cores.
+PARALLEL_YNNPACK = jaxlib.version.__version_info__ >= (0, 11)
 
 
 class Ways(NamedTuple):
@@ -42,6 +46,16 @@ FEW_FILTERS = 4
 
 # A convolution to no more channels than these leaves much of its last vector idle.
 NARROW = 24
+
+# Up to how many channels of `x` G makes rows of the phases of `y` instead, of images and in one
+# dimension.
+SHORT_ROW, SHORT_ROW_1D = 16, 96
+
+# Fewer pixels of `x` than these are too few for YNNPACK's kernel.
+FEW_PIXELS = 1024
+
+# The part of whole strides that a kernel should fill, if they are to be multiplied instead.
+MOSTLY = 0.7
 
 # So many channels fill a vector.
 WIDE = 16
@@ -114,6 +128,17 @@ class _Layer:
     dtype: Any
 
     @property
+    def filled(self) -> float:
+        """Which part of the whole strides that a kernel is filled up to is kernel."""
+        whole = map(operator.mul, self.g.phase_taps, self.g.strides)
+        return math.prod(self.g.kernel_size) / math.prod(whole)
+
+    @property
+    def phases_are_more(self) -> bool:
+        """Whether the phases of filters are twice as many as channels, or more."""
+        return math.prod(self.g.strides) * self.filters >= 2 * self.channels
+
+    @property
     def products(self) -> int:
         """How many numbers T by a product of matrices makes, before it adds them up."""
         taps, pixels = math.prod(self.g.kernel_size), math.prod(self.g.input_size)
@@ -179,8 +204,15 @@ def _transpose_at_stride_1(a: _Layer) -> str:
     # 32: 1.5.
     few = a.filters <= FEW_FILTERS
     fewer = 3 * a.filters <= a.channels
-    # A convolution multiplies the padding. From 4x4 to 7x7 pixels: 0.35; from 7x7 to 9x9: 0.7.
+    if PARALLEL_YNNPACK:
+        # 16x56x56x32 -> 4, 5x5: 1.75; 32x16x16x96 -> 32, 4x4: 1.5. But 2x14x14x96 -> 24, 5x5: 0.6.
+        same = a.g.output_size == a.g.input_size
+        few &= not same or math.prod(a.g.kernel_size) * a.filters <= 2 * a.channels
+        fewer &= a.channels >= MANY_PRODUCTS or a.batch * math.prod(a.g.input_size) < FEW_PIXELS
+    # A convolution multiplies the padding. From 4x4 to 7x7 pixels: 0.35; from 7x7 to 9x9: 0.7. But
+    # of 8 channels, from 14x14 to 18x18: 3.
     grows = 2 * math.prod(a.g.output_size) >= 3 * math.prod(a.g.input_size)
+    grows &= a.channels > FEW_CHANNELS
     # XLA:CPU multiplies matrices of bfloat16 where the CPU can, but has no convolutions of it.
     # 128 channels to 64: 0.6.
     short = a.dtype == jnp.bfloat16
@@ -208,11 +240,7 @@ def _strided(a: _Layer) -> str:
         # 32x8x8x256 -> 128, 4x4 / 2: 0.8. But 2x64x64x128 -> 64, 3x3 / 2: 1.2, where the windows
         # take longer to gather than to multiply.
         return "matmul"
-    filled = math.prod(map(operator.mul, g.phase_taps, g.strides))
-    narrow = a.channels * filled <= NARROW * math.prod(g.kernel_size)
-    if narrow and a.filters >= WIDE and math.prod(g.phase_taps) > 1:
-        # 16x16x21 -> 21, 32x32 / 16: 0.6. 32x32x3 -> 64, 4x4 / 2: 0.35; 32x32x16 -> 64: 0.7. But
-        # the last with 3x3, which is filled up: 1.2.
+    if _blocks_pay(a):
         return "blocks"
     rows, stride = g.kernel_size[0], g.strides[0]
     if g.rank == 1 or rows == 1:
@@ -221,9 +249,26 @@ def _strided(a: _Layer) -> str:
         # 64x32x32x128 -> 1, 3x3 / 2: 0.2; from 0.4 to 1 of what the rule below would take.
         return "matmul"
     # From 4 filters and fewer, and from 12 where products are many: 0.5 to 0.8. But
-    # 28x28x32 -> 6, 4x4 / 2: 1.5.
-    many = a.channels * rows >= MANY_PRODUCTS * stride
+    # 28x28x32 -> 6, 4x4 / 2: 1.5; and with jaxlib 0.12 16x16x16x48 -> 12, 7x7: 1.3.
+    many = a.channels * rows >= MANY_PRODUCTS * stride and not PARALLEL_YNNPACK
     return "planes" if a.filters <= FEW_FILTERS or (a.filters <= GATHERED and many) else "strided"
+
+
+def _blocks_pay(a: _Layer) -> bool:
+    # 16x16x21 -> 21, 32x32 / 16: 0.6. 32x32x3 -> 64, 4x4 / 2: 0.35; 32x32x16 -> 64: 0.7. But the
+    # last with 3x3, which is filled up: 1.2.
+    g = a.g
+    narrow = a.channels <= NARROW * a.filled
+    # What a small block gives takes longer to add up than to compute. 16x28x28x8 -> 12,
+    # 7x7 / 2: 0.2. But 4x64x64x24 -> 21, 7x7: 3.4.
+    large = a.phases_are_more and math.prod(g.strides) * a.filters >= WIDE
+    # Most blocks should be whole. 32x7x7x8 -> 48, 7x7: 1.8.
+    full = math.prod(n + q - 1 for n, q in zip(g.input_size, g.phase_taps, strict=True))
+    whole = full <= 2 * math.prod(g.input_size)
+    # Where YNNPACK's kernel uses all cores, it minds giving few channels only if it takes few, too.
+    # 8x16x16x16 -> 64, 4x4 / 2, with jaxlib 0.12: 1.1; 64x14x14x8 -> 48, 5x5 / 2: 1.6.
+    minds = a.filters <= NARROW or not PARALLEL_YNNPACK
+    return narrow and large and whole and minds and math.prod(g.phase_taps) > 1
 
 
 def _kernel_grad(a: _Layer) -> str:
@@ -234,5 +279,15 @@ def _kernel_grad(a: _Layer) -> str:
         # Windows that hardly overlap. 32x32x32x64 -> 3, 4x4 / 2: 0.9. But
         # 96x96x56 -> 1, 9x9 / 3: 1.6.
         return "matmul"
+    if 2 * math.prod(a.g.kernel_size) * a.filters <= a.channels:
+        # Windows with few numbers. 16x96x96x256 -> 1, 3x3: 0.2. 64x16x16x256 -> 8, 3x3 / 2: 0.75.
+        # But 2x56x56x256 -> 4, 5x5 / 2: 1.1.
+        return "matmul"
+    short = a.channels <= (SHORT_ROW_1D if a.g.rank == 1 else SHORT_ROW)
+    if short and a.phases_are_more and (2 * a.channels <= SHORT_ROW or a.filled >= MOSTLY):
+        # The phases of filters are longer rows than channels. 1x128x128x3 -> 96, 5x5: 0.15.
+        # 32x56x56x8 -> 8, 3x3 / 2: 0.2 to 0.45. In one dimension, 32x112x64 -> 96, 4 / 2: 0.6. But
+        # 1x28x28x24 -> 64, 3x3: 2; and 1x64x64x16 -> 48, 3x3 / 2, which is filled up: 1.5.
+        return "phase_filter"
     # The taps of a dilated axis are not one run of it.
     return "flat_filter" if a.g.dilation_rate[-1] == 1 else "backward_filter"

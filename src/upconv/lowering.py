@@ -39,7 +39,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import jaxlib
 import numpy as np
 from jax import lax
 
@@ -121,7 +120,7 @@ def _convolve(
         if rank == 1:
             return _convolve_as_row(lhs, rhs, num, window)
     takes_it = num.one_cpu and rank == 2 and _is_for_eigen(lhs.dtype)
-    if takes_it and (stretched or _takes_one_core(lhs, rhs, window)):
+    if takes_it and (stretched or _is_faster_by_eigen(lhs, rhs, window)):
         window = window.stretched()
     image = (0, rank + 1, *range(1, rank + 1))
     return lax.conv_general_dilated(
@@ -202,28 +201,39 @@ def _without_padding(window: _Window) -> _Window:
     return window._replace(padding=((0, 0),) * len(window.padding))
 
 
-# Channels of the image, and products in a sum, from which stretching pays.
-WORTH_STRETCHING = 16
-LONG_SUM = 4096
+# Channels that a convolution takes and gives, from which Eigen's kernel is the faster one.
+EIGEN_TAKES, EIGEN_GIVES = (16, 48) if auto.PARALLEL_YNNPACK else (8, 16)
+
+# Pixels of an output up to which it is, where YNNPACK's kernel uses all cores.
+EIGEN_PIXELS = 32 * 32
+
+# Numbers of an image alone from which YNNPACK's kernel has always used all cores.
+LARGE_ALONE = 4 << 20
 
 
-def _takes_one_core(lhs: jax.Array, rhs: jax.Array, window: _Window) -> bool:
-    """Whether XLA:CPU would choose a kernel that leaves cores idle, as YNNPACK's mostly does.
+def _is_faster_by_eigen(lhs: jax.Array, rhs: jax.Array, window: _Window) -> bool:
+    """Whether XLA:CPU would take YNNPACK's kernel, but Eigen's is faster.
 
-    It is chosen where the output is not larger than the input. Stretched, with jaxlib 0.10.2 (and
-    0.12.0), C of an image of 1x256x256x21, 32x32 at stride 16, takes 0.4; of 2x128x128x64, 2x2 at
-    stride 2: 0.4 (1.0); of 32x8x8x256, 4x4 at stride 2: 0.8 (0.4). But of 1x256x256x64, 4x4: 1.3
-    (1.1), and of 3 channels: 1.7 (1.4).
+    YNNPACK's is taken where the output is not larger than the input. Before jaxlib 0.11 it mostly
+    leaves cores idle, but does better where few channels are given. C of 16x32x32x32 -> 96, 3x3:
+    0.5 by Eigen's kernel; of 64x32x32x8 -> 64, 3x3 / 2: 0.6. But of 4x64x64x32 -> 4, 3x3: 3, and of
+    1x256x256x64 -> 64, 4x4 / 2: 1.1. With jaxlib 0.12, of 32x8x8x256 -> 512, 4x4 / 2: 0.9, and 0.4
+    on the Xeon. But of 2x64x64x128 -> 64, 3x3: 1.15, and of 32x28x28x48 -> 3, 5x5: 4.
     """
     if not all(isinstance(n, int) for n in lhs.shape):
         return False
-    smaller = all(
-        lo + hi <= d * (k - 1)
-        for (lo, hi), d, k in zip(window.padding, window.rhs_dilation, rhs.shape, strict=False)
-    )
+    axes = list(zip(lhs.shape[1:], window.padding, window.rhs_dilation, rhs.shape, strict=False))
+    smaller = all(lo + hi <= d * (k - 1) for _, (lo, hi), d, k in axes)
     plain = window.groups == 1 and tuple(window.lhs_dilation) == (1, 1)
-    long = lhs.shape[0] > 1 or math.prod(rhs.shape[:-1]) >= LONG_SUM
-    return plain and smaller and long and lhs.shape[-1] >= WORTH_STRETCHING
+    if not (plain and smaller and lhs.shape[-1] >= EIGEN_TAKES and rhs.shape[-1] >= EIGEN_GIVES):
+        return False
+    if not auto.PARALLEL_YNNPACK:
+        return lhs.shape[0] > 1 or lhs.size < LARGE_ALONE
+    pixels = math.prod(
+        (n + lo + hi - d * (k - 1) - 1) // s + 1
+        for (n, (lo, hi), d, k), s in zip(axes, window.strides, strict=True)
+    )
+    return lhs.shape[0] > 1 and pixels <= EIGEN_PIXELS
 
 
 def _swapped(w: jax.Array, g: Geometry) -> jax.Array:
@@ -335,11 +345,6 @@ def _backward_filter(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> 
 # help, 2x64x64x128 -> 64, 3x3 / 2 takes 2.5 times as long, and with 16 of them 1.3.
 IMAGES = 8
 
-# Whether a single image is so slow that cutting it pays even where strips meet half of their rows
-# twice, as since jaxlib 0.12. 16x16x21 -> 21, 32x32 / 16: 0.2; before 0.12 it was 0.8, for twice
-# the memory.
-SLOW_ALONE = jaxlib.version.__version_info__ >= (0, 12)
-
 # Bytes of `y` in a piece; what would make fewer than four pieces is not cut.
 PIECE = 4 << 20
 
@@ -359,14 +364,10 @@ def _flat_filter(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> jax.
     if rows == g.input_size[0] and pieces == 1:
         return _flat_filter_at_once(x, y, g, num)
     strip, met = _strip(g, rows)
-    strips = met.shape[0]
-    ends = [(0, 0, 0), (0, rows * strips - g.input_size[0], 0), *[(0, 0, 0)] * g.rank]
-    x = _pad(x, ends)
-    x = x.reshape(x.shape[0] * strips, rows, *x.shape[2:])
+    x = _strips_of_input(x, strip, met)
     if pieces > 1:
         return _sum_of_pieces(pieces, x, y, strip, met, num)
-    y = _take_rows(y, met)
-    return _flat_filter_at_once(x, y.reshape(x.shape[0], *y.shape[2:]), strip, num)
+    return _flat_filter_at_once(x, _strips_of_output(y, met), strip, num)
 
 
 def _cut(images: int, size: int, g: Geometry) -> tuple[int, int]:
@@ -374,8 +375,9 @@ def _cut(images: int, size: int, g: Geometry) -> tuple[int, int]:
     n = g.input_size[0]
     taps = g.phase_taps[0]
     # Neighbouring strips both meet `taps - 1` strides of rows: fewer than half of a strip's, or,
-    # where an image alone is slow, fewer than all.
-    allowed = (2 * taps, taps) if SLOW_ALONE else (2 * taps,)
+    # where an image alone is slow, fewer than all. 16x16x21 -> 21, 32x32 / 16, with jaxlib 0.12:
+    # 0.4; with 0.10.2 it was 0.8, for twice the memory.
+    allowed = (2 * taps, taps) if auto.PARALLEL_YNNPACK else (2 * taps,)
     enough = [r for r in allowed if r < n and images * -(-n // r) >= IMAGES]
     least = enough[0] if enough else n
     pieces = -(-size // PIECE) if size >= 4 * PIECE else 1
@@ -396,6 +398,18 @@ def _strip(g: Geometry, rows: int) -> tuple[Geometry, np.ndarray]:
         output_size=(met, *g.output_size[1:]),
     )
     return strip, np.arange(strips)[:, None] * rows * s + np.arange(met) - g.crop[0]
+
+
+def _strips_of_input(x: jax.Array, strip: Geometry, met: np.ndarray) -> jax.Array:
+    """The strips of `x`, as images; zeros fill up the last."""
+    strips, (rows, *_) = met.shape[0], strip.input_size
+    x = _pad(x, [(0, 0, 0), (0, rows * strips - x.shape[1], 0), *[(0, 0, 0)] * strip.rank])
+    return x.reshape(x.shape[0] * strips, rows, *x.shape[2:])
+
+
+def _strips_of_output(y: jax.Array, met: np.ndarray) -> jax.Array:
+    """What the strips meet of `y`, as images."""
+    return _merge_first(_take_rows(y, met))
 
 
 def _sum_of_pieces(
@@ -470,6 +484,46 @@ def _correlate(x: jax.Array, y: jax.Array, co: int, g: Geometry, num: Numerics) 
     )
     w = w.reshape(*w.shape[:-2], g.span[-1], co, w.shape[-1])
     return w if d == 1 else lax.slice_in_dim(w, 0, None, d, axis=-3)
+
+
+def _phase_filter(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
+    """G with `x` as the image and the phases of `y`, side by side as channels, as the window.
+
+    In `_flat_filter` the rows of a matrix product have as many numbers as `x` has channels, here as
+    many as the phases. A small batch is cut into strips here, too: 0.35 on
+    1x128x128x3 -> 96, 5x5 / 1.
+    """
+    rows, _ = _cut(x.shape[0], 0, g)
+    if rows < g.input_size[0]:
+        g, met = _strip(g, rows)
+        x, y = _strips_of_input(x, g, met), _strips_of_output(y, met)
+    r, taps = g.rank, g.phase_taps
+    y = _split_phases(y, g)
+    # (N, m, stride, ..., co) to (*m, N, *strides, co)
+    y = y.transpose(*range(1, 2 * r, 2), 0, *range(2, 2 * r + 1, 2), 2 * r + 1)
+    w = _convolve(
+        x.transpose(r + 1, *range(1, r + 1), 0),
+        y.reshape(*y.shape[: r + 1], math.prod(y.shape[r + 1 :])),
+        num,
+        padding=[(q - 1, q - 1) for q in taps],
+    )
+    # (ci, *taps reversed, *strides and co) to (taps, stride, ..., co, ci)
+    w = lax.rev(w, range(1, r + 1)).reshape(*w.shape[: r + 1], *y.shape[r + 1 :])
+    order = itertools.chain.from_iterable((1 + a, 1 + r + a) for a in range(r))
+    w = w.transpose(*order, 2 * r + 1, 0)
+    w = w.reshape(*map(operator.mul, taps, g.strides), *w.shape[2 * r :])
+    return lax.slice(w, (0,) * w.ndim, (*g.span, *w.shape[r:]), (*g.dilation_rate, 1, 1))
+
+
+def _split_phases(y: jax.Array, g: Geometry) -> jax.Array:
+    """`(N, *output, C)` as `(N, m, stride, ..., C)`; zeros where there is no output."""
+    m = [n + q - 1 for n, q in zip(g.input_size, g.phase_taps, strict=True)]
+    ends = [
+        (lo, n * s - lo - out, 0)
+        for lo, n, s, out in zip(g.crop, m, g.strides, g.output_size, strict=True)
+    ]
+    split = itertools.chain.from_iterable(zip(m, g.strides, strict=True))
+    return _pad(y, [(0, 0, 0), *ends, (0, 0, 0)]).reshape(y.shape[0], *split, y.shape[-1])
 
 
 def _take_rows(y: jax.Array, row: np.ndarray) -> jax.Array:
@@ -848,6 +902,7 @@ STRIDED: dict[str, Way] = {
 KERNEL_GRAD: dict[str, Way] = {
     "backward_filter": _backward_filter,
     "flat_filter": _flat_filter,
+    "phase_filter": _phase_filter,
     "matmul": _matmul_kernel_grad,
     "planes": _planes_kernel_grad,
 }
