@@ -51,6 +51,7 @@ AS_IF_LARGE: Limits = {
         "IMAGES": 2,
         "EIGEN_TAKES": 2,
         "EIGEN_GIVES": 2,
+        "EIGEN_PRODUCTS": 4,
         "UNROLLED": range(2, 100),
     },
 }

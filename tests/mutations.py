@@ -470,8 +470,8 @@ MUTATIONS = [
     Mutation(
         "phases of the output start at its edge",
         "lowering",
-        "(lo, n * s - lo - out, 0)\n        for lo, n, s, out in zip(g.crop, m,",
-        "(0, n * s - out, 0)\n        for lo, n, s, out in zip(g.crop, m,",
+        "(lo - a.first * a.stride, a.stop * a.stride - lo - out, 0)",
+        "(0, (a.stop - a.first) * a.stride - out, 0)",
         CASES_2D,
     ),
     Mutation(

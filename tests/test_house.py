@@ -59,8 +59,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 # for the bench, which compares with them.
 OTHERS: dict[str, set[str]] = {
     "geometry": set(),
-    "auto": {"jax"},
-    "lowering": {"jax", "jaxlib", "numpy"},
+    "auto": {"jax", "jaxlib"},
+    "lowering": {"jax", "numpy"},
     "transforms": {"jax", "optax"},
     "linen": {"jax", "flax"},
     "nnx": {"jax", "flax"},

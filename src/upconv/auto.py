@@ -86,6 +86,9 @@ SMALL_WINDOWS = 8 << 20
 # than computing them.
 FRESH = 32 << 20
 
+# The same of what blocks give.
+FRESH_BLOCKS = FRESH
+
 # Bytes of temporaries that a training step may hold for each byte of operands and results.
 MEMORY = 4
 
@@ -155,19 +158,19 @@ class _Layer:
     @property
     def fits(self) -> bool:
         """Whether products and result are modest, and too small to be `FRESH` memory."""
-        return self.modest and self._temporaries * self._itemsize < FRESH
+        return self.modest and self._temporaries * self.itemsize < FRESH
 
     @property
     def small(self) -> bool:
         """Whether the products are worth their memory."""
-        return self.products * self._itemsize <= SMALL_PRODUCT or self.fits
+        return self.products * self.itemsize <= SMALL_PRODUCT or self.fits
 
     @property
     def _temporaries(self) -> int:
         return self.products + self.batch * math.prod(self.g.output_size) * self.filters
 
     @property
-    def _itemsize(self) -> int:
+    def itemsize(self) -> int:
         """Bytes of a product, which has 32 bits where operands have 16."""
         return max(self.dtype.itemsize, 4)
 
@@ -268,7 +271,9 @@ def _blocks_pay(a: _Layer) -> bool:
     # Where YNNPACK's kernel uses all cores, it minds giving few channels only if it takes few, too.
     # 8x16x16x16 -> 64, 4x4 / 2, with jaxlib 0.12: 1.1; 64x14x14x8 -> 48, 5x5 / 2: 1.6.
     minds = a.filters <= NARROW or not PARALLEL_YNNPACK
-    return narrow and large and whole and minds and math.prod(g.phase_taps) > 1
+    # 16x96x96x8 -> 16, 5x5: 2.6.
+    little = a.batch * full * math.prod(g.phase_taps) * a.channels * a.itemsize < FRESH_BLOCKS
+    return narrow and large and whole and minds and little and math.prod(g.phase_taps) > 1
 
 
 def _kernel_grad(a: _Layer) -> str:

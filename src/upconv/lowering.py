@@ -204,6 +204,9 @@ def _without_padding(window: _Window) -> _Window:
 # Channels that a convolution takes and gives, from which Eigen's kernel is the faster one.
 EIGEN_TAKES, EIGEN_GIVES = (16, 48) if auto.PARALLEL_YNNPACK else (8, 16)
 
+# Products of a pixel by a tap, from which it is. T of 16x96x96x8 -> 16, 5x5: 1.5.
+EIGEN_PRODUCTS = 16 * 16
+
 # Pixels of an output up to which it is, where YNNPACK's kernel uses all cores.
 EIGEN_PIXELS = 32 * 32
 
@@ -225,7 +228,9 @@ def _is_faster_by_eigen(lhs: jax.Array, rhs: jax.Array, window: _Window) -> bool
     axes = list(zip(lhs.shape[1:], window.padding, window.rhs_dilation, rhs.shape, strict=False))
     smaller = all(lo + hi <= d * (k - 1) for _, (lo, hi), d, k in axes)
     plain = window.groups == 1 and tuple(window.lhs_dilation) == (1, 1)
-    if not (plain and smaller and lhs.shape[-1] >= EIGEN_TAKES and rhs.shape[-1] >= EIGEN_GIVES):
+    takes, gives = lhs.shape[-1], rhs.shape[-1]
+    many = takes >= EIGEN_TAKES and gives >= EIGEN_GIVES and takes * gives >= EIGEN_PRODUCTS
+    if not (plain and smaller and many):
         return False
     if not auto.PARALLEL_YNNPACK:
         return lhs.shape[0] > 1 or lhs.size < LARGE_ALONE
@@ -498,14 +503,17 @@ def _phase_filter(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> jax
         g, met = _strip(g, rows)
         x, y = _strips_of_input(x, g, met), _strips_of_output(y, met)
     r, taps = g.rank, g.phase_taps
-    y = _split_phases(y, g)
-    # (N, m, stride, ..., co) to (*m, N, *strides, co)
+    runs = [_run(g, axis) for axis in range(r)]
+    y = _split_phases(y, runs, g)
+    # (N, pixels, stride, ..., co) to (*pixels, N, *strides, co)
     y = y.transpose(*range(1, 2 * r, 2), 0, *range(2, 2 * r + 1, 2), 2 * r + 1)
     w = _convolve(
         x.transpose(r + 1, *range(1, r + 1), 0),
         y.reshape(*y.shape[: r + 1], math.prod(y.shape[r + 1 :])),
         num,
-        padding=[(q - 1, q - 1) for q in taps],
+        padding=[
+            (q - 1 - a.first, a.stop - n) for q, a, n in zip(taps, runs, g.input_size, strict=True)
+        ],
     )
     # (ci, *taps reversed, *strides and co) to (taps, stride, ..., co, ci)
     w = lax.rev(w, range(1, r + 1)).reshape(*w.shape[: r + 1], *y.shape[r + 1 :])
@@ -515,14 +523,13 @@ def _phase_filter(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> jax
     return lax.slice(w, (0,) * w.ndim, (*g.span, *w.shape[r:]), (*g.dilation_rate, 1, 1))
 
 
-def _split_phases(y: jax.Array, g: Geometry) -> jax.Array:
-    """`(N, *output, C)` as `(N, m, stride, ..., C)`; zeros where there is no output."""
-    m = [n + q - 1 for n, q in zip(g.input_size, g.phase_taps, strict=True)]
+def _split_phases(y: jax.Array, runs: Sequence[_Run], g: Geometry) -> jax.Array:
+    """`(N, *output, C)` as `(N, pixels, stride, ..., C)`; zeros where there is no output."""
     ends = [
-        (lo, n * s - lo - out, 0)
-        for lo, n, s, out in zip(g.crop, m, g.strides, g.output_size, strict=True)
+        (lo - a.first * a.stride, a.stop * a.stride - lo - out, 0)
+        for lo, a, out in zip(g.crop, runs, g.output_size, strict=True)
     ]
-    split = itertools.chain.from_iterable(zip(m, g.strides, strict=True))
+    split = itertools.chain.from_iterable((a.stop - a.first, a.stride) for a in runs)
     return _pad(y, [(0, 0, 0), *ends, (0, 0, 0)]).reshape(y.shape[0], *split, y.shape[-1])
 
 
@@ -567,7 +574,7 @@ def _subpixel(
     """
     if max(g.dilation_rate[:split], default=1) > 1:  # a phase's taps are not every s-th one
         split = 0
-    runs = [_runs(g, axis, apart=axis < split) for axis in range(g.rank)]
+    runs = [_runs(g, axis) if axis < split else [_run(g, axis)] for axis in range(g.rank)]
     parts = []
     for chosen in itertools.product(*map(enumerate, runs)):
         places, run = zip(*chosen, strict=True)
@@ -605,11 +612,15 @@ class _Run(NamedTuple):
     stop: Size
 
 
-def _runs(g: Geometry, axis: int, *, apart: bool) -> list[_Run]:
-    """The phases of an axis, together or each apart, in the order of the output."""
+def _run(g: Geometry, axis: int) -> _Run:
+    """All phases of an axis together."""
     lo, out, s = g.crop[axis], g.output_size[axis], g.strides[axis]
-    if not apart:
-        return [_Run(0, 1, s, lo // s, -(-(lo + out) // s))]
+    return _Run(0, 1, s, lo // s, -(-(lo + out) // s))
+
+
+def _runs(g: Geometry, axis: int) -> list[_Run]:
+    """The phases of an axis, each apart, in the order of the output."""
+    lo, out, s = g.crop[axis], g.output_size[axis], g.strides[axis]
     phases = (divmod(lo + j, s) for j in range(s))
     return [_Run(r, s, 1, first, first + -(-out // s)) for first, r in phases]
 
