@@ -24,6 +24,7 @@ import upconv
 from cases import Case, by_name
 from upconv import auto
 from upconv import lowering as ways
+from upconv.auto import cpu, cuda
 
 # Sums of up to 6,000 terms in any order and blocking stay below 2 units; one that lost an operand,
 # or was carried in bfloat16 where it should not, is off by thousands.
@@ -35,7 +36,7 @@ Limits = Mapping[ModuleType, Mapping[str, Any]]
 
 # Limits at which "auto" takes for small shapes what it takes for large ones.
 AS_IF_LARGE: Limits = {
-    auto: {
+    cpu: {
         "SMALL_PRODUCT": 0,
         "FRESH": 0,
         "FEW_FILTERS": 0,
@@ -53,6 +54,20 @@ AS_IF_LARGE: Limits = {
         "EIGEN_GIVES": 2,
         "EIGEN_PRODUCTS": 4,
         "UNROLLED": range(2, 100),
+    },
+}
+# The rules of a GPU, with which a CPU computes the same numbers.
+OF_CUDA: Limits = {auto: {"RULES": {"cpu": cuda.ways}}}
+OF_CUDA_AS_IF_LARGE: Limits = {
+    **OF_CUDA,
+    cuda: {
+        "PRODUCTS_OF_T": 0,
+        "PRODUCTS_AT_STRIDE_1": 0,
+        "WINDOWS_OF_C": 0,
+        "WINDOWS_OF_G": 0,
+        "WINDOWS_OF_MISFITS": 0,
+        "NARROW": 2,
+        "FEW_FILTERS": 2,
     },
 }
 

@@ -273,8 +273,8 @@ MUTATIONS = [
     Mutation(
         "what a partitioner is to split is computed as if it were on one device",
         "bilinear",
-        'one_cpu = platform == "cpu" and not _is_partitioned(ctx)',
-        'one_cpu = platform == "cpu"',
+        "platform=None if _is_partitioned(ctx) else platform",
+        "platform=platform",
         ("test_devices", "plain_convolution"),
     ),
     # ---- their lowerings
@@ -351,7 +351,7 @@ MUTATIONS = [
     Mutation(
         "presets of algorithms that no CPU has reach products",
         "lowering",
-        "return None if num.one_cpu and isinstance(num.precision, presets) else num.precision",
+        'return None if num.platform == "cpu" and isinstance(num.precision, presets) else num.precision',
         "return num.precision",
         ("test_functional", "presets"),
     ),

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,13 +15,25 @@ from typing import Any
 from xml.etree import ElementTree
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.profiler import ProfileData
 
 from upconv import lowering
-from upconv.bench import chart, command, comparing, jax_peers, machine, tensorflow_peer, torch_peer
+from upconv.bench import (
+    chart,
+    clocks,
+    command,
+    comparing,
+    jax_peers,
+    machine,
+    tensorflow_peer,
+    torch_peer,
+)
+from upconv.bench.clocks import busy_time, clock
 from upconv.bench.layers import LAYERS, TIMES, Data, LayerSpec, random_data
-from upconv.bench.measuring import QUICK, Effort, measure, statistics_of, stopwatch
+from upconv.bench.measuring import QUICK, Effort, measure, statistics_of
 from upconv.bench.peers import PEERS, Peer, present
 from upconv.bench.report import show_layer, show_summary
 from upconv.bench.results import all_ratios, summary
@@ -106,7 +119,7 @@ def test_a_quick_run_writes_what_it_measured(
 
     report = json.loads(record.read_text())
     assert set(report) == {
-        "environment", "dtype", "quick", "effort", "layers", "results", "ratios", "summary",
+        "environment", "dtype", "quick", "effort", "clock", "layers", "results", "ratios", "summary",
     }  # fmt: skip
     assert set(report["environment"]) == {
         "date", "python", "versions", "device", "cpu", "cores",
@@ -240,13 +253,6 @@ def test_a_turn_lasts_its_time() -> None:
     assert len(times["b"]) == 3
 
 
-def test_a_stopwatch_divides_a_batch_and_waits_once() -> None:
-    log: list[str] = []
-    clock = stopwatch(lambda: log.append("call"), lambda _: log.append("wait"), batch=3)
-    assert 0 < clock() < 1
-    assert log == ["call", "call", "call", "wait"]
-
-
 def test_a_row_has_the_minimum_and_the_spread() -> None:
     assert statistics_of("step", [0.003, 0.002, 0.008]) == {
         "step_ms": 2.0,
@@ -376,12 +382,47 @@ def test_trying_whether_a_file_can_be_written_changes_none(tmp_path: Path) -> No
     assert not new.exists()
 
 
-@pytest.mark.parametrize("batch", [1, 3])
-def test_a_stopwatch_waits_for_the_last_of_its_calls(batch: int) -> None:
-    calls, waited = iter(range(10)), []
-    assert stopwatch(lambda: next(calls), waited.append, batch)() > 0
-    assert waited == [batch - 1]
-    assert next(calls) == batch
+# ------------------------------------------------------------------ clocks
+
+
+def test_the_wall_clock_waits_for_the_result() -> None:
+    waited: list[float] = []
+    assert clock(time.perf_counter, waited.append)() > 0
+    assert len(waited) == 1
+
+
+PROFILE = """
+planes { name: "/device:GPU:0"
+  event_metadata { key: 1 value { id: 1 name: "kernel" } }
+  lines { name: "Stream #13(Compute,MemcpyD2D)"
+    events { metadata_id: 1 offset_ps: 0 duration_ps: 2000000 }
+    events { metadata_id: 1 offset_ps: 9000000 duration_ps: 5000000 } }
+  lines { name: "Stream #7(Compute)" events { metadata_id: 1 duration_ps: 1000000 } }
+  lines { name: "XLA Ops" events { metadata_id: 1 duration_ps: 7000000 } } }
+planes { name: "/host:CPU"
+  event_metadata { key: 1 value { id: 1 name: "launch" } }
+  lines { name: "Stream" events { metadata_id: 1 duration_ps: 90000000 } } }
+"""
+
+
+def test_what_a_profile_says_of_the_streams_of_a_gpu() -> None:
+    data = ProfileData.from_serialized_xspace(ProfileData.text_proto_to_serialized_xspace(PROFILE))
+    assert busy_time(data) == pytest.approx(8e-6)
+
+
+def test_on_a_gpu_kernels_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, waited = iter(range(100)), []
+    monkeypatch.setattr(machine, "on_gpu", lambda: True)
+    monkeypatch.setattr(clocks, "busy_time", lambda profile: 5.0)
+    assert clock(lambda: next(calls), waited.append)() == 5.0 / clocks.PROFILED
+    assert waited == [*range(clocks.PROFILED)]
+    assert next(calls) == clocks.PROFILED
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="a GPU runs kernels")
+def test_no_kernel_is_no_time() -> None:
+    with pytest.raises(RuntimeError, match="no kernel of a GPU"):
+        clocks.kernel_time(lambda: jnp.ones(3) + 1, jax.block_until_ready)
 
 
 # ------------------------------------------------------------------ results

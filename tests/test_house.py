@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "geometry": set(),
     "auto": {"geometry"},
     "lowering": {"geometry", "auto"},
-    "bilinear": {"geometry", "lowering"},
+    "bilinear": {"geometry", "auto", "lowering"},
     "functional": {"geometry", "lowering", "bilinear"},
     "rules": set(),
     "records": set(),

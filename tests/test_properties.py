@@ -30,6 +30,8 @@ from cases import Case, draw
 from checks import (
     AS_IF_LARGE,
     C_SHORT,
+    OF_CUDA,
+    OF_CUDA_AS_IF_LARGE,
     Adjoint,
     C,
     Function,
@@ -44,8 +46,9 @@ from checks import (
     second_orders,
     with_gradients,
 )
-from upconv import auto, geometry
+from upconv import geometry
 from upconv import lowering as ways
+from upconv.auto import cpu
 
 COUNT = int(os.environ.get("UPCONV_FUZZ", "10"))
 SEED = int(os.environ.get("UPCONV_FUZZ_SEED", "0"))
@@ -165,7 +168,7 @@ def strided(draw: st.DrawFn) -> Case:
 # "auto" takes other ways for large shapes, which compile more slowly than they differ. XLA:CPU has
 # two kernels for convolutions: YNNPACK's would have no part in them if all were stretched.
 UNSTRETCHED: Limits = {
-    auto: {"PARALLEL_YNNPACK": True},
+    cpu: {"PARALLEL_YNNPACK": True},
     ways: {name: getattr(ways, name) for name in ("EIGEN_TAKES", "IMAGES")},
 }
 LIMITS = {
@@ -173,6 +176,8 @@ LIMITS = {
     "auto, as if large, unstretched": {
         module: {**values, **UNSTRETCHED[module]} for module, values in AS_IF_LARGE.items()
     },
+    "auto, by the rules of CUDA": OF_CUDA,
+    "auto, by the rules of CUDA, as if large": OF_CUDA_AS_IF_LARGE,
 }
 LOWERINGS = ("auto", *LIMITS, "input_dilation", "subpixel", "matmul", "lax")
 lowerings = st.sampled_from(LOWERINGS)

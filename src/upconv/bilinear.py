@@ -33,7 +33,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.sharding import AbstractMesh, PartitionSpec
 
-from upconv import lowering
+from upconv import auto, lowering
 from upconv.geometry import Geometry
 from upconv.lowering import Numerics
 
@@ -224,8 +224,8 @@ COMPUTE = {
 
 def _impl(p: Primitive, lhs: Any, rhs: Any, *, geometry: Geometry, numerics: Numerics) -> jax.Array:
     if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
-        one_cpu = jax.default_backend() == "cpu"
-        return COMPUTE[p](lhs, rhs, geometry, numerics._replace(one_cpu=one_cpu))
+        numerics = numerics._replace(platform=auto.default_platform())
+        return COMPUTE[p](lhs, rhs, geometry, numerics)
     return _jitted(p, geometry, numerics)(lhs, rhs)
 
 
@@ -236,7 +236,7 @@ def _jitted(p: Primitive, geometry: Geometry, numerics: Numerics) -> Callable[..
 
 def _lower(
     p: Primitive,
-    platform: str,
+    platform: str | None,
     ctx: Any,
     lhs: Any,
     rhs: Any,
@@ -244,9 +244,9 @@ def _lower(
     geometry: Geometry,
     numerics: Numerics,
 ) -> Any:
-    one_cpu = platform == "cpu" and not _is_partitioned(ctx)
-    compute = functools.partial(COMPUTE[p], g=geometry, num=numerics._replace(one_cpu=one_cpu))
-    fun = _kept_apart(compute) if one_cpu else compute
+    numerics = numerics._replace(platform=None if _is_partitioned(ctx) else platform)
+    compute = functools.partial(COMPUTE[p], g=geometry, num=numerics)
+    fun = _kept_apart(compute) if numerics.platform == "cpu" else compute
     ctx = ctx.replace(
         avals_in=tuple(map(_plain, ctx.avals_in)), avals_out=tuple(map(_plain, ctx.avals_out))
     )
@@ -295,8 +295,8 @@ def _register(p: Primitive, lhs_rule: Callable[..., Any], rhs_rule: Callable[...
     p.def_abstract_eval(functools.partial(_abstract_eval, p))
     ad.defbilinear(p, lhs_rule, rhs_rule)
     batching.primitive_batchers[p] = functools.partial(_batch, p)
-    mlir.register_lowering(p, functools.partial(_lower, p, "default"))
-    mlir.register_lowering(p, functools.partial(_lower, p, "cpu"), platform="cpu")
+    for platform in (None, *auto.RULES):
+        mlir.register_lowering(p, functools.partial(_lower, p, platform), platform=platform)
 
 
 _CT, _LHS, _RHS = range(3)

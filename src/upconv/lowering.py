@@ -43,6 +43,7 @@ import numpy as np
 from jax import lax
 
 from upconv import auto
+from upconv.auto import cpu
 from upconv.geometry import Geometry, Size
 
 
@@ -53,13 +54,14 @@ class Numerics(NamedTuple):
       lowering: a name out of `LOWERINGS`.
       precision: as in `jax.lax.conv_general_dilated`.
       dtype: of the result; both operands are promoted to a common dtype.
-      one_cpu: whether a single CPU computes the map, which is known only when it is lowered.
+      platform: of the single device that computes the map, which is known only when it is lowered;
+        None where several do.
     """
 
     lowering: str
     precision: Any
     dtype: Any
-    one_cpu: bool = False
+    platform: str | None = None
 
 
 Way = Callable[[jax.Array, jax.Array, Geometry, Numerics], jax.Array]
@@ -115,11 +117,11 @@ def _convolve(
     ones = (1,) * rank
     lhs, padding, lhs_dilation = _prepared(lhs, padding, lhs_dilation or ones)
     window = _Window(padding, strides or ones, lhs_dilation, rhs_dilation or ones, groups)
-    if num.one_cpu and rank < 3 and _is_exchanged(lhs, rhs, window):
+    if num.platform == "cpu" and rank < 3 and _is_exchanged(lhs, rhs, window):
         lhs, window, stretched = _padded_apart(lhs, window), _without_padding(window), True
         if rank == 1:
             return _convolve_as_row(lhs, rhs, num, window)
-    takes_it = num.one_cpu and rank == 2 and _is_for_eigen(lhs.dtype)
+    takes_it = num.platform == "cpu" and rank == 2 and _is_for_eigen(lhs.dtype)
     if takes_it and (stretched or _is_faster_by_eigen(lhs, rhs, window)):
         window = window.stretched()
     image = (0, rank + 1, *range(1, rank + 1))
@@ -202,7 +204,7 @@ def _without_padding(window: _Window) -> _Window:
 
 
 # Channels that a convolution takes and gives, from which Eigen's kernel is the faster one.
-EIGEN_TAKES, EIGEN_GIVES = (16, 48) if auto.PARALLEL_YNNPACK else (8, 16)
+EIGEN_TAKES, EIGEN_GIVES = (16, 48) if cpu.PARALLEL_YNNPACK else (8, 16)
 
 # Products of a pixel by a tap, from which it is. T of 16x96x96x8 -> 16, 5x5: 1.5.
 EIGEN_PRODUCTS = 16 * 16
@@ -232,7 +234,7 @@ def _is_faster_by_eigen(lhs: jax.Array, rhs: jax.Array, window: _Window) -> bool
     many = takes >= EIGEN_TAKES and gives >= EIGEN_GIVES and takes * gives >= EIGEN_PRODUCTS
     if not (plain and smaller and many):
         return False
-    if not auto.PARALLEL_YNNPACK:
+    if not cpu.PARALLEL_YNNPACK:
         return lhs.shape[0] > 1 or lhs.size < LARGE_ALONE
     pixels = math.prod(
         (n + lo + hi - d * (k - 1) - 1) // s + 1
@@ -382,7 +384,7 @@ def _cut(images: int, size: int, g: Geometry) -> tuple[int, int]:
     # Neighbouring strips both meet `taps - 1` strides of rows: fewer than half of a strip's, or,
     # where an image alone is slow, fewer than all. 16x16x21 -> 21, 32x32 / 16, with jaxlib 0.12:
     # 0.4; with 0.10.2 it was 0.8, for twice the memory.
-    allowed = (2 * taps, taps) if auto.PARALLEL_YNNPACK else (2 * taps,)
+    allowed = (2 * taps, taps) if cpu.PARALLEL_YNNPACK else (2 * taps,)
     enough = [r for r in allowed if r < n and images * -(-n // r) >= IMAGES]
     least = enough[0] if enough else n
     pieces = -(-size // PIECE) if size >= 4 * PIECE else 1
@@ -758,7 +760,7 @@ def _product(
 def _precision_of_products(num: Numerics) -> Any:
     """Less the presets of algorithms that products on CPU refuse, and convolutions ignore."""
     presets = lax.DotAlgorithmPreset | lax.DotAlgorithm
-    return None if num.one_cpu and isinstance(num.precision, presets) else num.precision
+    return None if num.platform == "cpu" and isinstance(num.precision, presets) else num.precision
 
 
 def _matrix(a: jax.Array, summed: Sequence[int]) -> tuple[jax.Array, int, tuple[Size, ...]]:
@@ -962,7 +964,7 @@ def _compute(
         wide = num._replace(dtype=_wider(num.dtype, dtype))
     way = NAMED.get(num.lowering, {}).get(name)
     if way is None:
-        way = getattr(auto.ways(g, a.shape[0], kernel_shape, dtype, num.one_cpu), name)
+        way = getattr(auto.ways(g, a.shape[0], kernel_shape, dtype, num.platform), name)
     if _kind(wide.dtype) != _kind(dtype):  # only within a kind can a result be wider
         dtype = wide.dtype
     result = WAYS[name][way](a.astype(dtype), b.astype(dtype), g, wide)

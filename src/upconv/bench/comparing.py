@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from upconv.bench.clocks import Clock, clock
 from upconv.bench.layers import LayerSpec, random_data
 from upconv.bench.measuring import (
     Effort,
@@ -16,13 +17,12 @@ from upconv.bench.measuring import (
     Row,
     measure,
     statistics_of,
-    stopwatch,
     timed,
 )
 from upconv.bench.peers import OURS, PEERS, SECOND_ORDER
 from upconv.bench.task import KINDS, Task
 
-Clocks = dict[tuple[str, str, str], Callable[[], float]]  # by layer, kind and peer
+Clocks = dict[tuple[str, str, str], Clock]  # by layer, kind and peer
 
 
 def bench_layers(
@@ -45,15 +45,15 @@ def bench_layers(
     clocks: Clocks = {}
     for name, layer in layers.items():
         able = warm_up(layer, tasks[name], results[name], say)
-        clocks |= _clocks(name, {peer: tasks[name][peer] for peer in able}, effort.batch)
+        clocks |= _clocks(name, {peer: tasks[name][peer] for peer in able})
     for (name, kind, peer), times in measure(clocks, effort, say).items():
         results[name][peer] |= statistics_of(kind, times)
     return results
 
 
-def _clocks(layer: str, tasks: Mapping[str, Task], batch: int) -> Clocks:
+def _clocks(layer: str, tasks: Mapping[str, Task]) -> Clocks:
     return {
-        (layer, kind, peer): stopwatch(task.calls[kind], task.wait, batch)
+        (layer, kind, peer): clock(task.calls[kind], task.wait)
         for kind, (peer, task) in itertools.product(KINDS, tasks.items())
         if kind in task.calls
     }

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from upconv import auto, geometry, lowering
+from upconv.bench.clocks import clock
 from upconv.bench.layers import LayerSpec, random_data
-from upconv.bench.measuring import Effort, Row, measure, statistics_of, stopwatch, timed
+from upconv.bench.measuring import Effort, Row, measure, statistics_of, timed
 
 OPERANDS = {"transpose": "xw", "strided": "yw", "kernel_grad": "xy"}
 
@@ -25,9 +26,9 @@ def bench_maps(layer: LayerSpec, dtype: str, effort: Effort) -> list[dict[str, A
         strides=layer.stride,
         padding=layer.padding,
     )
-    one_cpu = jax.default_backend() == "cpu"
-    taken = auto.ways(g, layer.input_shape[0], layer.kernel_shape, jnp.dtype(dtype), one_cpu)
-    numerics = lowering.Numerics("auto", None, jnp.dtype(dtype), one_cpu)
+    platform = auto.default_platform()
+    taken = auto.ways(g, layer.input_shape[0], layer.kernel_shape, jnp.dtype(dtype), platform)
+    numerics = lowering.Numerics("auto", None, jnp.dtype(dtype), platform)
     arrays = _arrays(layer, dtype)
     records = []
     for name, table in lowering.WAYS.items():
@@ -71,7 +72,7 @@ def _rows(
     """By way, how long a call takes, and how long its compilation took."""
     compiled = {way: timed(partial(_compile, f, args)) for way, f in ways.items()}
     clocks = {
-        way: stopwatch(partial(call, *args), jax.block_until_ready, effort.batch)
+        way: clock(partial(call, *args), jax.block_until_ready)
         for way, (call, _) in compiled.items()
     }
     return {

@@ -15,15 +15,12 @@ class Effort(NamedTuple):
       rounds: turns that every call gets.
       calls: timed calls in a turn, at least.
       seconds: that they take together, at least.
-      batch: calls that are timed as one. More than one only on a GPU, where a call returns before
-        its work is done: a launch then overlaps with earlier work, and costs no time.
       compilations: how often the training step is compiled.
     """
 
     rounds: int
     calls: int = 3
     seconds: float = 0.1
-    batch: int = 1
     compilations: int = 6
 
 
@@ -65,24 +62,9 @@ def _turn(clock: Callable[[], float], effort: Effort) -> list[float]:
     if first >= SLOW:
         return [first]
     times: list[float] = []
-    while len(times) < effort.calls or sum(times) * effort.batch < effort.seconds:
+    while len(times) < effort.calls or sum(times) < effort.seconds:
         times.append(clock())
     return times
-
-
-def stopwatch(
-    call: Callable[[], Any], wait: Callable[[Any], Any], batch: int = 1
-) -> Callable[[], float]:
-    """A function that makes `batch` calls, waits for the last, and returns the seconds per call."""
-
-    def seconds() -> float:
-        start = time.perf_counter()
-        for _ in range(batch - 1):
-            call()
-        wait(call())
-        return (time.perf_counter() - start) / batch
-
-    return seconds
 
 
 def timed(call: Callable[[], Any]) -> tuple[Any, float]:

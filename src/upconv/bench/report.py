@@ -93,7 +93,7 @@ def show_summary(lines: Iterable[Mapping[str, Any]]) -> None:
         for line in lines
     ]
     table(
-        "summary (means are geometric; elsewhere: torch, tensorflow)",
+        "summary (means are geometric; elsewhere: torch, tensorflow; goals are for two CPU cores)",
         ["", "here", "goal", "reached", "worst layer"],
         body,
     )

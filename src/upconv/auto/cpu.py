@@ -1,43 +1,23 @@
-"""Which way each map is computed by `lowering="auto"`.
+"""The ways of a single CPU.
 
-`upconv.lowering` has several ways of computing each of the three maps T, C and G. Here one is
-chosen, by platform, dtype and static shape; nothing is computed.
-
-Every rule stands beside the measurement that justifies it. A layer is written
-`batch x size x channels -> filters, kernel / stride`, and a figure after it is the time that the
-way taken needs there, relative to the way that would be taken without the rule: 0.4 is two and a
-half times as fast. Figures after "but" are of layers to which the rule does not apply, and show
-why. They were measured on two cores of an AMD EPYC (Zen 4 or 5) or of an Intel Xeon with AVX-512,
-with jaxlib 0.10.2, in float32 if nothing else is said.
+A layer is written `batch x size x channels -> filters, kernel / stride`, and a figure after it is
+the time that the way taken needs there, relative to the way that would be taken without the rule:
+0.4 is two and a half times as fast. Figures after "but" are of layers to which the rule does not
+apply, and show why. They were measured on two cores of an AMD EPYC (Zen 4 or 5) or of an Intel Xeon
+with AVX-512, with jaxlib 0.10.2, in float32 if nothing else is said.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import operator
-from collections.abc import Sequence
-from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import jaxlib
 
-from upconv.geometry import Geometry, Size
+from upconv.auto.layer import PRODUCTS, Layer, Ways
 
 # Since jaxlib 0.11 YNNPACK's kernel for convolutions of two dimensions uses all cores.
 PARALLEL_YNNPACK = jaxlib.version.__version_info__ >= (0, 11)
-
-
-class Ways(NamedTuple):
-    """One way for each map, by its name in `upconv.lowering.WAYS`."""
-
-    transpose: str
-    strided: str
-    kernel_grad: str
-
-
-CONVOLUTIONS = Ways("input_dilation", "strided", "backward_filter")
-PRODUCTS = Ways("matmul", "matmul", "matmul")
 
 # ------------------------------------------------------------------ limits
 
@@ -95,87 +75,48 @@ MEMORY = 4
 # ------------------------------------------------------------------ rules
 
 
-def ways(g: Geometry, batch: Size, kernel_shape: Sequence[int], dtype: Any, one_cpu: bool) -> Ways:
-    """The way that each map takes.
-
-    Args:
-      g: the geometry.
-      batch: `N`.
-      kernel_shape: `(*k, co, groups * ci)`.
-      dtype: of the operands.
-      one_cpu: whether a single CPU computes the map. Anything else gets plain convolutions, which
-        XLA's partitioner splits by batch, channels and space, and which GPU and TPU have kernels
-        for.
-    """
-    if not one_cpu or not all(isinstance(n, int) for n in (batch, *g.output_size)):
-        return CONVOLUTIONS
-    if g.groups > 1 or jnp.issubdtype(dtype, jnp.integer):
+def ways(a: Layer) -> Ways:
+    """The way that each map takes."""
+    if a.g.groups > 1 or jnp.issubdtype(a.dtype, jnp.integer):
         # XLA:CPU has only naive loops for these: 60 times slower for the kernel gradient of 8
         # groups, 10 times for int32.
         return PRODUCTS
-    if set(g.kernel_size) == set(g.strides) == {1}:
+    if set(a.g.kernel_size) == set(a.g.strides) == {1}:
         return PRODUCTS  # of pixels by channels, as they are
-    filters, channels = kernel_shape[-2:]
-    a = _Layer(g, batch, filters, channels, jnp.dtype(dtype))
     return Ways(_transpose(a), _strided(a), _kernel_grad(a))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Layer:
-    """What the rules go by."""
-
-    g: Geometry
-    batch: int
-    filters: int
-    channels: int
-    dtype: Any
-
-    @property
-    def filled(self) -> float:
-        """Which part of the whole strides that a kernel is filled up to is kernel."""
-        whole = map(operator.mul, self.g.phase_taps, self.g.strides)
-        return math.prod(self.g.kernel_size) / math.prod(whole)
-
-    @property
-    def phases_are_more(self) -> bool:
-        """Whether the phases of filters are twice as many as channels, or more."""
-        return math.prod(self.g.strides) * self.filters >= 2 * self.channels
-
-    @property
-    def products(self) -> int:
-        """How many numbers T by a product of matrices makes, before it adds them up."""
-        taps, pixels = math.prod(self.g.kernel_size), math.prod(self.g.input_size)
-        return self.batch * pixels * taps * self.filters
-
-    @property
-    def modest(self) -> bool:
-        """Whether products and result are few beside T's operands and the gradients of those."""
-        g = self.g
-        inputs = self.batch * math.prod(g.input_size) * self.channels
-        kernel = math.prod(g.kernel_size) * self.filters * self.channels
-        return self._temporaries <= MEMORY * 2 * (inputs + kernel)
-
-    @property
-    def fits(self) -> bool:
-        """Whether products and result are modest, and too small to be `FRESH` memory."""
-        return self.modest and self._temporaries * self.itemsize < FRESH
-
-    @property
-    def small(self) -> bool:
-        """Whether the products are worth their memory."""
-        return self.products * self.itemsize <= SMALL_PRODUCT or self.fits
-
-    @property
-    def _temporaries(self) -> int:
-        return self.products + self.batch * math.prod(self.g.output_size) * self.filters
-
-    @property
-    def itemsize(self) -> int:
-        """Bytes of a product, which has 32 bits where operands have 16."""
-        return max(self.dtype.itemsize, 4)
+def _phases_are_more(a: Layer) -> bool:
+    """Whether the phases of filters are twice as many as channels, or more."""
+    return math.prod(a.g.strides) * a.filters >= 2 * a.channels
 
 
-def _transpose(a: _Layer) -> str:
+def _is_modest(a: Layer) -> bool:
+    """Whether products and result are few beside T's operands and the gradients of those."""
+    operands = a.pixels * a.channels + a.taps * a.filters * a.channels
+    return _temporaries(a) <= MEMORY * 2 * operands
+
+
+def _fits(a: Layer) -> bool:
+    """Whether products and result are modest, and too small to be `FRESH` memory."""
+    return _is_modest(a) and _temporaries(a) * _itemsize(a) < FRESH
+
+
+def _is_small(a: Layer) -> bool:
+    """Whether the products are worth their memory."""
+    return a.products * _itemsize(a) <= SMALL_PRODUCT or _fits(a)
+
+
+def _temporaries(a: Layer) -> int:
+    return a.products + a.batch * math.prod(a.g.output_size) * a.filters
+
+
+def _itemsize(a: Layer) -> int:
+    """Bytes of a product, which has 32 bits where operands have 16."""
+    return max(a.dtype.itemsize, 4)
+
+
+def _transpose(a: Layer) -> str:
     g = a.g
     if all(n == 1 or k <= s for n, k, s in zip(g.input_size, g.span, g.strides, strict=True)):
         # No two products meet. 2x64x64x128 -> 64, 2x2 / 2: 0.65. 64x1x1x100 -> 512, 4x4: 0.2, where
@@ -188,7 +129,7 @@ def _transpose(a: _Layer) -> str:
     if a.dtype == jnp.float64 or max(g.dilation_rate) > 1:
         return "matmul"  # 0.08 for float64; 0.4 at dilation 2
     many_meet = min(g.phase_taps) > 2 and a.filters > 1
-    if a.small and (a.channels > FEW_CHANNELS or not many_meet):
+    if _is_small(a) and (a.channels > FEW_CHANNELS or not many_meet):
         # 32x4x4x512 -> 256, 4x4 / 2 and 96x96x56 -> 1, 9x9 / 3: 0.5, where the other ways compute
         # what the crop then removes. 2x64x64x128 -> 64, 3x3 / 2: 0.9, and a third less to compile.
         # 32x32x16 -> 1, 6x6 / 2: 0.2. But 64x64x16 -> 4, 9x9 / 2: 2.
@@ -202,7 +143,7 @@ def _transpose(a: _Layer) -> str:
     return "subpixel"
 
 
-def _transpose_at_stride_1(a: _Layer) -> str:
+def _transpose_at_stride_1(a: Layer) -> str:
     # To 4 filters and fewer: 0.2. 64 channels to 6: 0.4, to 16: 0.7. But 128 to 64: 1.1, and 32 to
     # 32: 1.5.
     few = a.filters <= FEW_FILTERS
@@ -210,8 +151,8 @@ def _transpose_at_stride_1(a: _Layer) -> str:
     if PARALLEL_YNNPACK:
         # 16x56x56x32 -> 4, 5x5: 1.75; 32x16x16x96 -> 32, 4x4: 1.5. But 2x14x14x96 -> 24, 5x5: 0.6.
         same = a.g.output_size == a.g.input_size
-        few &= not same or math.prod(a.g.kernel_size) * a.filters <= 2 * a.channels
-        fewer &= a.channels >= MANY_PRODUCTS or a.batch * math.prod(a.g.input_size) < FEW_PIXELS
+        few &= not same or a.taps * a.filters <= 2 * a.channels
+        fewer &= a.channels >= MANY_PRODUCTS or a.pixels < FEW_PIXELS
     # A convolution multiplies the padding. From 4x4 to 7x7 pixels: 0.35; from 7x7 to 9x9: 0.7. But
     # of 8 channels, from 14x14 to 18x18: 3.
     grows = 2 * math.prod(a.g.output_size) >= 3 * math.prod(a.g.input_size)
@@ -219,13 +160,13 @@ def _transpose_at_stride_1(a: _Layer) -> str:
     # XLA:CPU multiplies matrices of bfloat16 where the CPU can, but has no convolutions of it.
     # 128 channels to 64: 0.6.
     short = a.dtype == jnp.bfloat16
-    if (few and a.modest) or (a.small and (few or fewer or grows or short)):
+    if (few and _is_modest(a)) or (_is_small(a) and (few or fewer or grows or short)):
         return "matmul"
     return "planes" if a.g.rank == 3 else "input_dilation"
 
 
-def _transpose_in_3d(a: _Layer) -> str:
-    if a.fits:
+def _transpose_in_3d(a: Layer) -> str:
+    if _fits(a):
         return "matmul"  # 8x8x8x128 -> 64, 3x3x3 / 2: 0.55; 2x4x4x4x128 -> 64: 0.75
     # 12x12x12x64 -> 32, 3x3x3 / 2: 0.7 of "subpixel", and 0.55 with a convolution for each phase of
     # depth, where nothing fills the kernel up to whole strides. Where they are whole already that
@@ -234,11 +175,11 @@ def _transpose_in_3d(a: _Layer) -> str:
     return "planes" if whole or a.g.strides[0] > MANY_PHASES else "plane_phases"
 
 
-def _strided(a: _Layer) -> str:
+def _strided(a: Layer) -> str:
     g = a.g
     if g.rank == 3:
         return "planes"  # 12x12x12x64 -> 32, 3x3x3 / 2: 0.4
-    windows = a.batch * math.prod((*g.input_size, *g.kernel_size, a.filters)) * a.dtype.itemsize
+    windows = a.products * a.dtype.itemsize
     if a.dtype == jnp.bfloat16 and windows <= SMALL_WINDOWS and a.filters >= WIDE:
         # 32x8x8x256 -> 128, 4x4 / 2: 0.8. But 2x64x64x128 -> 64, 3x3 / 2: 1.2, where the windows
         # take longer to gather than to multiply.
@@ -257,14 +198,14 @@ def _strided(a: _Layer) -> str:
     return "planes" if a.filters <= FEW_FILTERS or (a.filters <= GATHERED and many) else "strided"
 
 
-def _blocks_pay(a: _Layer) -> bool:
+def _blocks_pay(a: Layer) -> bool:
     # 16x16x21 -> 21, 32x32 / 16: 0.6. 32x32x3 -> 64, 4x4 / 2: 0.35; 32x32x16 -> 64: 0.7. But the
     # last with 3x3, which is filled up: 1.2.
     g = a.g
     narrow = a.channels <= NARROW * a.filled
     # What a small block gives takes longer to add up than to compute. 16x28x28x8 -> 12,
     # 7x7 / 2: 0.2. But 4x64x64x24 -> 21, 7x7: 3.4.
-    large = a.phases_are_more and math.prod(g.strides) * a.filters >= WIDE
+    large = _phases_are_more(a) and math.prod(g.strides) * a.filters >= WIDE
     # Most blocks should be whole. 32x7x7x8 -> 48, 7x7: 1.8.
     full = math.prod(n + q - 1 for n, q in zip(g.input_size, g.phase_taps, strict=True))
     whole = full <= 2 * math.prod(g.input_size)
@@ -272,11 +213,11 @@ def _blocks_pay(a: _Layer) -> bool:
     # 8x16x16x16 -> 64, 4x4 / 2, with jaxlib 0.12: 1.1; 64x14x14x8 -> 48, 5x5 / 2: 1.6.
     minds = a.filters <= NARROW or not PARALLEL_YNNPACK
     # 16x96x96x8 -> 16, 5x5: 2.6.
-    little = a.batch * full * math.prod(g.phase_taps) * a.channels * a.itemsize < FRESH_BLOCKS
+    little = a.batch * full * math.prod(g.phase_taps) * a.channels * _itemsize(a) < FRESH_BLOCKS
     return narrow and large and whole and minds and little and math.prod(g.phase_taps) > 1
 
 
-def _kernel_grad(a: _Layer) -> str:
+def _kernel_grad(a: Layer) -> str:
     if a.g.rank == 3:
         # XLA:CPU has no fast convolution of three dimensions. 12x12x12x64 -> 32, 3x3x3 / 2: 0.1.
         return "planes"
@@ -284,12 +225,12 @@ def _kernel_grad(a: _Layer) -> str:
         # Windows that hardly overlap. 32x32x32x64 -> 3, 4x4 / 2: 0.9. But
         # 96x96x56 -> 1, 9x9 / 3: 1.6.
         return "matmul"
-    if 2 * math.prod(a.g.kernel_size) * a.filters <= a.channels:
+    if 2 * a.taps * a.filters <= a.channels:
         # Windows with few numbers. 16x96x96x256 -> 1, 3x3: 0.2. 64x16x16x256 -> 8, 3x3 / 2: 0.75.
         # But 2x56x56x256 -> 4, 5x5 / 2: 1.1.
         return "matmul"
     short = a.channels <= (SHORT_ROW_1D if a.g.rank == 1 else SHORT_ROW)
-    if short and a.phases_are_more and (2 * a.channels <= SHORT_ROW or a.filled >= MOSTLY):
+    if short and _phases_are_more(a) and (2 * a.channels <= SHORT_ROW or a.filled >= MOSTLY):
         # The phases of filters are longer rows than channels. 1x128x128x3 -> 96, 5x5: 0.15.
         # 32x56x56x8 -> 8, 3x3 / 2: 0.2 to 0.45. In one dimension, 32x112x64 -> 96, 4 / 2: 0.6. But
         # 1x28x28x24 -> 64, 3x3: 2; and 1x64x64x16 -> 48, 3x3 / 2, which is filled up: 1.5.

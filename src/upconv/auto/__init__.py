@@ -1,0 +1,51 @@
+"""Which way each map is computed by `lowering="auto"`.
+
+`upconv.lowering` has several ways of computing each of the three maps T, C and G. Here one is
+chosen, by platform, dtype and static shape; nothing is computed. There are rules for a single CPU
+(`cpu`) and for a single NVIDIA GPU (`cuda`). Every rule stands beside the measurement that
+justifies it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from upconv.auto import cpu, cuda
+from upconv.auto.layer import CONVOLUTIONS, PRODUCTS, Layer, Ways
+from upconv.geometry import Geometry, Size
+
+__all__ = ["CONVOLUTIONS", "PRODUCTS", "RULES", "Ways", "default_platform", "ways"]
+
+# By the platform that a computation is lowered for.
+RULES: dict[str, Callable[[Layer], Ways]] = {"cpu": cpu.ways, "cuda": cuda.ways}
+
+
+def ways(
+    g: Geometry, batch: Size, kernel_shape: Sequence[int], dtype: Any, platform: str | None
+) -> Ways:
+    """The way that each map takes.
+
+    Args:
+      g: the geometry.
+      batch: `N`.
+      kernel_shape: `(*k, co, groups * ci)`.
+      dtype: of the operands.
+      platform: of the single device that computes the map. Anything else gets plain convolutions,
+        which XLA's partitioner splits by batch, channels and space, and which every platform has
+        kernels for.
+    """
+    static = all(isinstance(n, int) for n in (batch, *g.output_size))
+    if platform not in RULES or not static:
+        return CONVOLUTIONS
+    filters, channels = kernel_shape[-2:]
+    return RULES[platform](Layer(g, batch, filters, channels // g.groups, jnp.dtype(dtype)))
+
+
+def default_platform() -> str:
+    """The platform of the default device, as it is called in lowering."""
+    backend = jax.default_backend()
+    return {"gpu": "cuda"}.get(backend, backend)

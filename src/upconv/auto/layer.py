@@ -1,0 +1,70 @@
+"""What the rules go by, and what they give."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import operator
+from typing import Any, NamedTuple
+
+from upconv.geometry import Geometry
+
+
+class Ways(NamedTuple):
+    """One way for each map, by its name in `upconv.lowering.WAYS`."""
+
+    transpose: str
+    strided: str
+    kernel_grad: str
+
+
+CONVOLUTIONS = Ways("input_dilation", "strided", "backward_filter")
+PRODUCTS = Ways("matmul", "matmul", "matmul")
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """The sizes of a layer whose maps are to be computed.
+
+    Attributes:
+      g: the geometry.
+      batch: `N`.
+      filters: `co`, of one group.
+      channels: `ci`, of one group.
+      dtype: of the operands.
+    """
+
+    g: Geometry
+    batch: int
+    filters: int
+    channels: int
+    dtype: Any
+
+    @property
+    def filled(self) -> float:
+        """Which part of the whole strides that a kernel is filled up to is kernel."""
+        whole = map(operator.mul, self.g.phase_taps, self.g.strides)
+        return self.taps / math.prod(whole)
+
+    @property
+    def pixels(self) -> int:
+        """Of all inputs."""
+        return self.batch * math.prod(self.g.input_size)
+
+    @property
+    def taps(self) -> int:
+        """Of a kernel."""
+        return math.prod(self.g.kernel_size)
+
+    @property
+    def products(self) -> int:
+        """How many numbers T by a product of matrices makes, before it adds them up.
+
+        As many are in the windows that C and G by a product gather.
+        """
+        return self.pixels * self.taps * self.filters * self.g.groups
+
+    @property
+    def kernel_is_larger(self) -> bool:
+        """Whether a kernel spans more pixels than an input has."""
+        return math.prod(self.g.span) > math.prod(self.g.input_size)
