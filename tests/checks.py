@@ -56,8 +56,8 @@ AS_IF_LARGE: Limits = {
         "UNROLLED": range(2, 100),
     },
 }
-# The rules of a GPU, with which a CPU computes the same numbers.
-OF_CUDA: Limits = {auto: {"RULES": {"cpu": cuda.ways}}}
+# The rules of a GPU, by which a CPU computes the same numbers.
+OF_CUDA: Limits = {auto: {"RULES": dict.fromkeys(auto.RULES, cuda.ways)}}
 OF_CUDA_AS_IF_LARGE: Limits = {
     **OF_CUDA,
     cuda: {

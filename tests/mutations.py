@@ -349,10 +349,31 @@ MUTATIONS = [
         ("test_transforms", "called_value"),
     ),
     Mutation(
+        "a GPU is given convolutions of integers",
+        "auto/cuda",
+        "return PRODUCTS  # cuDNN's convolutions of integers are for inference",
+        "pass",
+        ("test_cuda", "integers"),
+    ),
+    Mutation(
+        "a GPU is given dilated kernel gradients",
+        "auto/cuda",
+        "if a.products <= most or max(a.g.dilation_rate) > 1:",
+        "if a.products <= most:",
+        ("test_cuda", "dilated"),
+    ),
+    Mutation(
+        "a GPU is given kernels larger than their images",
+        "auto/cuda",
+        "a.filters <= FEW_FILTERS or a.kernel_is_larger or",
+        "a.filters <= FEW_FILTERS or",
+        ("test_cuda", "larger_than"),
+    ),
+    Mutation(
         "presets of algorithms that no CPU has reach products",
         "lowering",
-        'return None if num.platform == "cpu" and isinstance(num.precision, presets) else num.precision',
-        "return num.precision",
+        'return None if num.platform == "cpu" and isinstance(num.precision, presets)',
+        "return None if False",
         ("test_functional", "presets"),
     ),
     Mutation(

@@ -119,7 +119,8 @@ def test_a_quick_run_writes_what_it_measured(
 
     report = json.loads(record.read_text())
     assert set(report) == {
-        "environment", "dtype", "quick", "effort", "clock", "layers", "results", "ratios", "summary",
+        "environment", "dtype", "quick", "effort", "clock", "layers",
+        "results", "ratios", "summary",
     }  # fmt: skip
     assert set(report["environment"]) == {
         "date", "python", "versions", "device", "cpu", "cores",

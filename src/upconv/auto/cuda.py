@@ -36,14 +36,16 @@ WINDOWS_OF_MISFITS = 6 << 20
 # What cuDNN wants channels to be multiples of.
 ALIGNED = 8
 
-# From how many terms on a sum is long. cuDNN leaves it to the few blocks that small outputs are.
-LONG_SUM = 5000
+# From how many terms on a sum is long, and up to how many of them cuDNN leaves each to too few
+# threads.
+LONG_SUM, FEW_SUMS = 5000, 1 << 17
 
 # The overlap up to which windows hold few more numbers than what they are gathered from.
 OVERLAP = 4
 
-# Channels of a group that are too few for cuDNN's kernels.
-NARROW = 16
+# Channels of a group, fewer than which are too few for cuDNN's kernels, and pixels of all images
+# that are, as where `vmap` makes a group of each example.
+NARROW, FEW_PIXELS = 8, 1024
 
 # Filters that are too few for cuDNN's kernel of T, if the phases of a stride are not put together.
 FEW_FILTERS = 32
@@ -56,9 +58,10 @@ def ways(a: Layer) -> Ways:
     if jnp.issubdtype(a.dtype, jnp.integer):
         return PRODUCTS  # cuDNN's convolutions of integers are for inference
     if a.g.groups > 1 and min(a.filters, a.channels) < NARROW and _overlap(a) <= OVERLAP:
-        # 128 groups of 8x32x32x1 -> 1, 4x4 / 2: T 0.15, 0.15; C 0.35, 0.2; G 0.75, 0.45. 32 groups
-        # of 16x14x14x8 -> 4, 5x5 / 3: 0.35, 0.35; 0.3, 0.65; 0.9, 1.1. But 8 groups of
-        # 2x64x64x16 -> 16, 4x4 / 2: 1.4, 2; 5, 4.5; 2.4, 3.3.
+        # 128 groups of 8x32x32x1 -> 1, 4x4 / 2: T 0.15, 0.15; C 0.35, 0.2; G 0.75, 0.45. 21 groups
+        # of 16x16x1 -> 1, 32x32 / 16: 0.01, 0.01; 0.02, 0.01; 0.65, 0.55. But 128 groups of
+        # 8x56x56x1 -> 1, 3x3: 2.7, 2.5; 3.9, 3.7; 11, 9. 16 groups of 8x28x28x8 -> 8, 3x3 / 2: 1.1,
+        # 1.3; 2.2, 2.2; 1.4, 2.8.
         return PRODUCTS
     return Ways(_transpose(a), _strided(a), _kernel_grad(a))
 
@@ -73,33 +76,39 @@ def _is_ragged(a: Layer) -> bool:
 
 
 def _transpose(a: Layer) -> str:
+    grouped = a.g.groups > 1
     if max(a.g.strides) == 1:
-        # 16x56x56x64 -> 3, 3x3: 0.25, 0.3. 16x56x56x128 -> 8, 5x5: 0.55, 0.55. 4x1024x256 -> 48, 7:
-        # 0.7, 0.85. But 4x32x32x64 -> 64, 3x3, dilated: 1.1, 1.25; 2x64x64x128 -> 64, 3x3: 1.4, 1.4.
+        # 16x56x56x64 -> 3, 3x3: 0.25, 0.3. 16x56x56x128 -> 8, 5x5: 0.55, 0.55.
+        # 4x1024x256 -> 48, 7: 0.7, 0.85. But 4x32x32x64 -> 64, 3x3, dilated: 1.1, 1.25;
+        # 2x64x64x128 -> 64, 3x3: 1.4, 1.4.
         few = 2 * a.taps * a.filters <= 5 * a.channels
         few |= a.products <= PRODUCTS_AT_STRIDE_1
         return "matmul" if few else _by_planes(a, "input_dilation")
-    if a.products <= PRODUCTS_OF_T:
+    if a.products <= PRODUCTS_OF_T * (2 if grouped else 1):
         # 32x4x4x512 -> 256, 4x4 / 2: 0.55, 0.55. 32x32x32x64 -> 3, 4x4 / 2: 0.25, 0.3.
         # 1x96x96x56 -> 1, 9x9 / 3: 0.3, 0.15. 2x64x64x128 -> 64, 3x3 / 2: 0.8, 0.75.
-        # 12x12x12x64 -> 32, 3x3x3 / 2: 0.6, 0.6. But 32x16x16x128 -> 64, 4x4 / 2: 1.25, 1.25.
+        # 12x12x12x64 -> 32, 3x3x3 / 2: 0.6, 0.6. 2 groups of 16x28x28x64 -> 32, 4x4 / 2: 0.25, 0.4.
+        # But 32x16x16x128 -> 64, 4x4 / 2: 1.25, 1.25; 8 groups of 2x64x64x16 -> 16: 1.4, 2.
         return "matmul"
-    if a.g.rank < 3 and a.g.groups == 1 and (a.filters <= FEW_FILTERS or a.kernel_is_larger):
+    few = a.filters <= FEW_FILTERS or a.kernel_is_larger or max(a.g.dilation_rate) > 1
+    if few and not grouped and a.g.rank < 3:
         # 256x32x32x64 -> 3, 4x4 / 2: 0.3, 0.4. 8x96x96x64 -> 16, 7x7 / 3: 0.65, 0.6.
-        # 4x96x96x128 -> 32, 3x3 / 2: 0.8. XLA exchanges a kernel and an image that is smaller, and
-        # then has no fast kernel. 8x16x16x21 -> 21, 32x32 / 16: 0.01, 0.02. But
-        # 256x16x16x128 -> 64, 4x4 / 2: 1.15, 1.2.
+        # 4x96x96x128 -> 32, 3x3 / 2: 0.8. 8x56x56x64 -> 64, 3x3 / 2, dilated: 0.5, 0.55. XLA
+        # exchanges a kernel and an image that is smaller, and then has no fast kernel.
+        # 8x16x16x21 -> 21, 32x32 / 16: 0.01, 0.02. But 256x16x16x128 -> 64, 4x4 / 2: 1.15, 1.2.
         return "subpixel"
     return _by_planes(a, "input_dilation")  # 8x12x12x12x64 -> 32, 3x3x3 / 2: 0.55, 0.5
 
 
 def _strided(a: Layer) -> str:
-    long_sum = a.taps * a.filters >= LONG_SUM and _overlap(a) <= OVERLAP
-    misfit = _is_ragged(a) and a.products <= WINDOWS_OF_MISFITS
-    if a.products <= WINDOWS_OF_C or long_sum or misfit:
+    sums = a.pixels * a.channels * a.g.groups
+    long = a.taps * a.filters >= LONG_SUM and sums <= FEW_SUMS and _overlap(a) <= OVERLAP
+    misfit = _is_ragged(a) or (a.g.groups > 1 and a.pixels <= FEW_PIXELS)
+    if a.products <= (WINDOWS_OF_MISFITS if misfit else WINDOWS_OF_C) or long:
         # 1x96x96x56 -> 1, 9x9 / 3: 0.75, 0.65. 4x56x56x256 -> 12, 3x3 / 3: 0.85, 0.4.
-        # 16x16x21 -> 21, 32x32 / 16: 0.05, 0.1. 8x16x16x32 -> 32: 0.45, 1.05. But
-        # 2x64x64x128 -> 64, 2x2 / 2: 1.5, 1.1; 16x56x56x64 -> 3, 7x7: 1.4, 0.7.
+        # 16x16x21 -> 21, 32x32 / 16: 0.05, 0.1. 2x16x16x64 -> 64: 0.15, 0.4. 64 groups of
+        # 16x16x64 -> 32, 3x3 / 2: 0.3, 0.25. But 2x64x64x128 -> 64, 2x2 / 2: 1.5, 1.1;
+        # 16x56x56x64 -> 3, 7x7: 1.4, 0.7; 16x7x7x1024 -> 512, 4x4 / 2: 1.55, 1.
         return "matmul"
     return _by_planes(a, "strided")  # 12x12x12x64 -> 32, 3x3x3 / 2: 0.55, 0.5
 
@@ -110,7 +119,8 @@ def _kernel_grad(a: Layer) -> str:
     if a.products <= most or max(a.g.dilation_rate) > 1:
         # 1x96x96x56 -> 1, 9x9 / 3: 0.45, 0.45. 1x96x96x64 -> 24, 3x3 / 2: 0.55, 0.8.
         # 16x16x21 -> 21, 32x32 / 16: 0.7, 0.15. 4x16x16x16x16 -> 24, 2x2x2 / 2: 0.3, 0.3.
-        # Dilated: 4x32x32x64 -> 64, 3x3 / 2: 0.04, 0.02. But 4x14x14x96 -> 128, 5x5 / 2: 1, 1.75;
+        # 64 groups of 16x16x64 -> 32, 3x3 / 2: 0.3, 0.3. Dilated, of which cuDNN has only slow
+        # kernels: 4x32x32x64 -> 64, 3x3 / 2: 0.04, 0.02. But 4x14x14x96 -> 128, 5x5 / 2: 1, 1.75;
         # 32x8x8x256 -> 128, 4x4 / 2: 1.1, 2; 8x12x12x12x64 -> 32, 3x3x3 / 2: 1, 1.05.
         return "matmul"
     return "backward_filter"
