@@ -90,6 +90,17 @@ def test_integers_are_products_of_every_size(rng: np.random.Generator) -> None:
         np.testing.assert_array_equal(f(x, w), oracle.conv_transpose(x, w, strides=2))
 
 
+@pytest.mark.parametrize("preferred", [None, jnp.int32])
+def test_narrow_integers_are_multiplied_as_wide_ones(preferred: Any) -> None:
+    """XLA:GPU has doubled products of int8 whose sums were to be int32."""
+    x, w = (jax.ShapeDtypeStruct((2, 5, 4, 3), jnp.int8), jnp.zeros((3, 3, 5, 3), jnp.int8))
+    f = partial(upconv.conv_transpose, preferred_element_type=preferred)
+    text = jax.jit(f).trace(x, w).lower(lowering_platforms=("cuda",)).as_text()
+    (product,) = (line for line in text.splitlines() if "stablehlo.dot_general" in line)
+    assert set(re.findall(r"x(i\d+)>", product)) == {"i32"}
+    assert jax.eval_shape(f, x, w).dtype == (preferred or jnp.int8)
+
+
 def test_a_dilated_kernel_gradient_is_a_product() -> None:
     """cuDNN would take 40 times as long, and from there on the more the larger it is."""
     text = lowered((16, 96, 96, 64), (3, 3, 64, 64), strides=2, dilation_rate=2, padding="same")

@@ -967,6 +967,10 @@ def _compute(
         way = getattr(auto.ways(g, a.shape[0], kernel_shape, dtype, num.platform), name)
     if _kind(wide.dtype) != _kind(dtype):  # only within a kind can a result be wider
         dtype = wide.dtype
+    if num.platform == "cuda" and jnp.issubdtype(wide.dtype, jnp.integer):
+        # Products of int8 whose sums were to be int32 came out doubled (jaxlib 0.11.2).
+        dtype = wide.dtype if wide.dtype.itemsize >= 4 else jnp.dtype(jnp.int32)
+        wide = wide._replace(dtype=dtype)
     result = WAYS[name][way](a.astype(dtype), b.astype(dtype), g, wide)
     if jnp.iscomplexobj(result) and not jnp.issubdtype(num.dtype, jnp.complexfloating):
         result = lax.real(result)  # the gradient of a real operand
