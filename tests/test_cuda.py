@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
+import statistics
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -24,6 +27,9 @@ from checks import (
     limited,
     with_gradients,
 )
+from upconv import auto, geometry
+
+RECORD = Path(__file__).parents[1] / "benchmarks" / "h100.json"
 
 
 @pytest.mark.parametrize("limits", [OF_CUDA, OF_CUDA_AS_IF_LARGE], ids=["as they are", "as large"])
@@ -102,7 +108,7 @@ def test_narrow_integers_are_multiplied_as_wide_ones(preferred: Any) -> None:
 
 
 def test_a_dilated_kernel_gradient_is_a_product() -> None:
-    """cuDNN would take 40 times as long, and from there on the more the larger it is."""
+    """cuDNN would take 42 times as long."""
     text = lowered((16, 96, 96, 64), (3, 3, 64, 64), strides=2, dilation_rate=2, padding="same")
     assert "rhs_dilate = [2, 2]" in text  # of the strided convolution, which cuDNN has
     assert operations(text) == {"convolution": 2, "dot_general": 1}
@@ -121,3 +127,40 @@ def test_volumes_are_convolved_as_planes(stride: int) -> None:
     text = lowered(*shapes, strides=stride, padding="same")
     images = re.findall(r"dim_numbers = \[(.*?)\]x", text)
     assert sorted(image.count(",") for image in images) == [3, 3, 4]  # one is G, as a whole
+
+
+@pytest.mark.skipif(not RECORD.exists(), reason="the source distribution lacks benchmarks/")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("map_", "most", "least"),
+    [("transpose", 1.03, 2.6), ("strided", 1.02, 1.5), ("kernel_grad", 1.05, 1.5)],
+)
+def test_the_ways_taken_are_nearly_the_fastest(
+    map_: str, dtype: str, most: float, least: float
+) -> None:
+    """Of those that an H100 was timed with: over the best of them, and under convolutions."""
+    over, under = [], []
+    for record in json.loads(RECORD.read_text())["maps"]:
+        if record["dtype"] == dtype:
+            times = record["us"][map_]
+            time = times[getattr(taken(record), map_)]
+            over.append(time / min(times.values()))
+            under.append(times[getattr(auto.CONVOLUTIONS, map_)] / time)
+    assert len(over) > 100
+    assert statistics.geometric_mean(over) < most
+    assert statistics.geometric_mean(under) > least
+
+
+def taken(record: dict[str, Any]) -> auto.Ways:
+    batch, *size, channels = record["input_shape"]
+    groups = record["groups"]
+    g = geometry.transposed(
+        size,
+        record["kernel_size"],
+        strides=record["stride"],
+        padding=record["padding"],
+        dilation_rate=record["dilation_rate"],
+        groups=groups,
+    )
+    kernel_shape = (*record["kernel_size"], record["filters"] // groups, channels)
+    return auto.ways(g, batch, kernel_shape, jnp.dtype(record["dtype"]), "cuda")

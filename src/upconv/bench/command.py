@@ -135,8 +135,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _effort(rounds: int) -> Effort:
-    # On a GPU the minutes go into compilation, and a clock makes several calls.
-    return Effort(rounds, seconds=0.0, compilations=1) if machine.on_gpu() else Effort(rounds)
+    if machine.on_gpu():  # where the minutes go into compilation, and a clock makes several calls
+        return Effort(rounds, calls=1, seconds=0.0, compilations=1)
+    return Effort(rounds)
 
 
 def _prepare() -> None:
