@@ -356,6 +356,20 @@ MUTATIONS = [
         ("test_cuda", "integers"),
     ),
     Mutation(
+        "a GPU multiplies integers of 8 bits",
+        "lowering",
+        "dtype = wide.dtype if wide.dtype.itemsize >= 4 else jnp.dtype(jnp.int32)",
+        "pass",
+        ("test_cuda", "narrow_integers"),
+    ),
+    Mutation(
+        "a GPU is given volumes",
+        "auto/cuda",
+        'return "planes" if a.g.rank == 3 and a.g.groups == 1 else way',
+        "return way",
+        ("test_cuda", "volumes"),
+    ),
+    Mutation(
         "a GPU is given dilated kernel gradients",
         "auto/cuda",
         "if a.products <= most or max(a.g.dilation_rate) > 1:",

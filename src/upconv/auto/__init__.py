@@ -46,6 +46,6 @@ def ways(
 
 
 def default_platform() -> str:
-    """The platform of the default device, as it is called in lowering."""
+    """The platform of the default device, as it is called in lowering; that of any GPU is CUDA."""
     backend = jax.default_backend()
     return {"gpu": "cuda"}.get(backend, backend)
