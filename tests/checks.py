@@ -38,6 +38,7 @@ Limits = Mapping[ModuleType, Mapping[str, Any]]
 AS_IF_LARGE: Limits = {
     cpu: {
         "SMALL_PRODUCT": 0,
+        "SMALL_IN_3D": 0,
         "FRESH": 0,
         "FEW_FILTERS": 0,
         "NARROW": 4,

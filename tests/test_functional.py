@@ -6,6 +6,7 @@ compiled as one program, which takes a third of the time.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -262,6 +263,23 @@ def test_one_pixel_is_no_convolution(rank: int, stride: int) -> None:
     assert "stablehlo.convolution" not in lowered.as_text()
 
 
+@pytest.mark.parametrize("padding", ["same", ((0, 3), (2, 1))])
+def test_rows_are_channels_of_few(
+    padding: Any, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+) -> None:
+    """What fills no vector by itself: at stride 1, which no name gives."""
+    (case,) = by_name("2d_pairs")
+    case = dataclasses.replace(
+        case, strides=1, padding=padding, c_in=3, c_out=7, groups=1, dilation_rate=(2, 1)
+    )
+    args = draw(rng, case.x_shape, case.kernel_shape, case.y_shape)
+    seen = taken_ways(monkeypatch)
+    with limited({cpu: {"SMALL_PRODUCT": 0, "FRESH": 0}}):
+        results = jax.jit(with_gradients(layer(case)))(*args)
+    assert ("T", "planes") in seen
+    assert_maps(results, case, args, C * eps(np.float32))
+
+
 class TestReach:
     """A lowering that no case reaches by value would be one that nobody has tried."""
 
@@ -274,7 +292,7 @@ class TestReach:
         for name in LOWERINGS:
             # By name a lowering is the same for every shape; "auto" is not.
             lower(name, FEW)
-        with limited({cpu: {"SMALL_PRODUCT": 0, "FRESH": 0}}):
+        with limited({cpu: {"SMALL_PRODUCT": 0, "SMALL_IN_3D": 0, "FRESH": 0}}):
             lower("auto", CASES)
         assert seen == every
 

@@ -31,6 +31,9 @@ NARROW = 24
 # dimension.
 SHORT_ROW, SHORT_ROW_1D = 16, 96
 
+# Numbers of a window and channels of a pixel, up to which G takes windows that do not overlap.
+SHORT_WINDOW, SHORT_PIXEL = 128, 64
+
 # Fewer pixels of `x` than these are too few for YNNPACK's kernel.
 FEW_PIXELS = 1024
 
@@ -49,6 +52,9 @@ COLUMN = 6
 # From no more filters than these, C may gather the rows of a window as channels.
 GATHERED = 12
 
+# Up to no more channels than these, so may T at stride 1.
+GATHERED_BY_T = 4
+
 # Input channels times rows of the kernel, for each row of the stride, that make up for gathering
 # from more than `FEW_FILTERS`.
 MANY_PRODUCTS = 128
@@ -56,8 +62,9 @@ MANY_PRODUCTS = 128
 # More convolutions than these, one for each phase, take long to compile.
 MANY_PHASES = 9
 
-# Products of so few bytes are worth their memory whatever the operands are.
-SMALL_PRODUCT = 16 << 20
+# Products of so few bytes are worth their memory whatever the operands are; in three dimensions,
+# where a pixel makes many of them, fewer.
+SMALL_PRODUCT, SMALL_IN_3D = 16 << 20, 4 << 20
 
 # Windows of bfloat16 of so few bytes are gathered faster than a convolution computes in float32.
 SMALL_WINDOWS = 8 << 20
@@ -66,8 +73,8 @@ SMALL_WINDOWS = 8 << 20
 # than computing them.
 FRESH = 32 << 20
 
-# The same of what blocks give.
-FRESH_BLOCKS = FRESH
+# The same of what blocks give, and of windows.
+FRESH_BLOCKS = FRESH_WINDOWS = FRESH
 
 # Bytes of temporaries that a training step may hold for each byte of operands and results.
 MEMORY = 4
@@ -151,7 +158,9 @@ def _transpose_at_stride_1(a: Layer) -> str:
     if PARALLEL_YNNPACK:
         # 16x56x56x32 -> 4, 5x5: 1.75; 32x16x16x96 -> 32, 4x4: 1.5. But 2x14x14x96 -> 24, 5x5: 0.6.
         same = a.g.output_size == a.g.input_size
-        few &= not same or a.taps * a.filters <= 2 * a.channels
+        # But 16x64x64x3 -> 3, 5x5: 0.45, and 8x128x128x1 -> 1, 3x3: 0.06.
+        fast = same and a.channels > FEW_FILTERS
+        few &= not fast or a.taps * a.filters <= 2 * a.channels
         fewer &= a.channels >= MANY_PRODUCTS or a.pixels < FEW_PIXELS
     # A convolution multiplies the padding. From 4x4 to 7x7 pixels: 0.35; from 7x7 to 9x9: 0.7. But
     # of 8 channels, from 14x14 to 18x18: 3.
@@ -162,12 +171,18 @@ def _transpose_at_stride_1(a: Layer) -> str:
     short = a.dtype == jnp.bfloat16
     if (few and _is_modest(a)) or (_is_small(a) and (few or fewer or grows or short)):
         return "matmul"
-    return "planes" if a.g.rank == 3 else "input_dilation"
+    # Rows as channels, where those are too few to fill a vector. 16x64x64x1 -> 8, 7x7: 0.35;
+    # 16x64x64x3 -> 16, 3x3: 0.7, and -> 32: 0.35. But with jaxlib 0.12 -> 32: 1.3, and 6 -> 8, 5x5:
+    # 0.9 to 1.
+    most = WIDE if PARALLEL_YNNPACK else 2 * WIDE
+    rows = a.g.rank == 2 and a.channels <= GATHERED_BY_T and a.filters <= most
+    return "planes" if a.g.rank == 3 or rows else "input_dilation"
 
 
 def _transpose_in_3d(a: Layer) -> str:
-    if _fits(a):
-        return "matmul"  # 8x8x8x128 -> 64, 3x3x3 / 2: 0.55; 2x4x4x4x128 -> 64: 0.75
+    if _fits(a) or a.products * _itemsize(a) <= SMALL_IN_3D:
+        # 8x8x8x128 -> 64, 3x3x3 / 2: 0.55; 2x4x4x4x128 -> 64: 0.75; 32x4x4x4x24 -> 12: 0.45.
+        return "matmul"
     # 12x12x12x64 -> 32, 3x3x3 / 2: 0.7 of "subpixel", and 0.55 with a convolution for each phase of
     # depth, where nothing fills the kernel up to whole strides. Where they are whole already that
     # saves little, and takes 20 ms more to compile.
@@ -178,7 +193,8 @@ def _transpose_in_3d(a: Layer) -> str:
 def _strided(a: Layer) -> str:
     g = a.g
     if g.rank == 3:
-        return "planes"  # 12x12x12x64 -> 32, 3x3x3 / 2: 0.4
+        # 12x12x12x64 -> 32, 3x3x3 / 2: 0.4.
+        return "matmul" if _is_sparse(a) else "planes"
     windows = a.products * a.dtype.itemsize
     if a.dtype == jnp.bfloat16 and windows <= SMALL_WINDOWS and a.filters >= WIDE:
         # 32x8x8x256 -> 128, 4x4 / 2: 0.8. But 2x64x64x128 -> 64, 3x3 / 2: 1.2, where the windows
@@ -196,6 +212,13 @@ def _strided(a: Layer) -> str:
     # 28x28x32 -> 6, 4x4 / 2: 1.5; and with jaxlib 0.12 16x16x16x48 -> 12, 7x7: 1.3.
     many = a.channels * rows >= MANY_PRODUCTS * stride and not PARALLEL_YNNPACK
     return "planes" if a.filters <= FEW_FILTERS or (a.filters <= GATHERED and many) else "strided"
+
+
+def _is_sparse(a: Layer) -> bool:
+    # Few filters, whose windows do not overlap. C of 2x28x28x28x24 -> 2, 2x2x2 / 2: 0.45; of
+    # 4x7x7x7x512 -> 1, 3x3x3 / 4: 0.7. G: 0.35; 0.75. But C of 14x14x14x128 -> 12, 2x2x2 / 2: 1.4,
+    # and 0.75 with jaxlib 0.12.
+    return a.filters <= FEW_FILTERS and max(a.g.phase_taps) == 1
 
 
 def _blocks_pay(a: Layer) -> bool:
@@ -220,14 +243,21 @@ def _blocks_pay(a: Layer) -> bool:
 def _kernel_grad(a: Layer) -> str:
     if a.g.rank == 3:
         # XLA:CPU has no fast convolution of three dimensions. 12x12x12x64 -> 32, 3x3x3 / 2: 0.1.
-        return "planes"
-    if a.filters <= FEW_FILTERS and max(a.g.phase_taps) <= 2:
-        # Windows that hardly overlap. 32x32x32x64 -> 3, 4x4 / 2: 0.9. But
-        # 96x96x56 -> 1, 9x9 / 3: 1.6.
+        return "matmul" if _is_sparse(a) else "planes"
+    fresh = a.products * _itemsize(a) >= FRESH_WINDOWS
+    if a.filters <= FEW_FILTERS and max(a.g.phase_taps) <= 2 and not fresh:
+        # Windows that hardly overlap. 32x32x32x64 -> 3, 4x4 / 2: 0.9; 64x32x32x64 -> 3: 0.55. But
+        # 96x96x56 -> 1, 9x9 / 3: 1.6; 64x64x64x16 -> 3, 4x4 / 2: 2.9.
         return "matmul"
     if 2 * a.taps * a.filters <= a.channels:
         # Windows with few numbers. 16x96x96x256 -> 1, 3x3: 0.2. 64x16x16x256 -> 8, 3x3 / 2: 0.75.
         # But 2x56x56x256 -> 4, 5x5 / 2: 1.1.
+        return "matmul"
+    short = a.taps * a.filters <= SHORT_WINDOW and a.channels <= SHORT_PIXEL
+    if PARALLEL_YNNPACK and max(a.g.phase_taps) == 1 and short:
+        # Windows that are `y` in another order, with jaxlib 0.12. 8x64x64x32 -> 16, 2x2 / 2: 0.65;
+        # 4x64x64x16 -> 16: 0.4; 4x28x28x64 -> 8, 4x4 / 4: 0.7. But 8x16x16x128 -> 64, 2x2 / 2: 1.2,
+        # and the first two with 0.10.2: 1.2, 1.1.
         return "matmul"
     short = a.channels <= (SHORT_ROW_1D if a.g.rank == 1 else SHORT_ROW)
     if short and _phases_are_more(a) and (2 * a.channels <= SHORT_ROW or a.filled >= MOSTLY):
