@@ -23,8 +23,9 @@ import oracle
 import upconv
 from cases import Case, by_name
 from upconv import auto
-from upconv import lowering as ways
 from upconv.auto import cpu, cuda
+from upconv.lowering import convolution as xla_convolution
+from upconv.lowering import filters, phases
 
 # Sums of up to 6,000 terms in any order and blocking stay below 2 units; one that lost an operand,
 # or was carried in bfloat16 where it should not, is off by thousands.
@@ -48,14 +49,9 @@ AS_IF_LARGE: Limits = {
         "PARALLEL_YNNPACK": False,
         "MANY_PRODUCTS": 8,
     },
-    ways: {
-        "PIECE": 64,
-        "IMAGES": 2,
-        "EIGEN_TAKES": 2,
-        "EIGEN_GIVES": 2,
-        "EIGEN_PRODUCTS": 4,
-        "UNROLLED": range(2, 100),
-    },
+    xla_convolution: {"EIGEN_TAKES": 2, "EIGEN_GIVES": 2, "EIGEN_PRODUCTS": 4},
+    filters: {"PIECE": 64, "IMAGES": 2},
+    phases: {"UNROLLED": range(2, 100)},
 }
 # The rules of a GPU, by which a CPU computes the same numbers.
 OF_CUDA: Limits = {auto: {"RULES": dict.fromkeys(auto.RULES, cuda.ways)}}

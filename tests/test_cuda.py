@@ -28,6 +28,7 @@ from checks import (
     with_gradients,
 )
 from upconv import auto, geometry
+from upconv.auto.layer import CONVOLUTIONS, Ways
 
 RECORD = Path(__file__).parents[1] / "benchmarks" / "h100.json"
 
@@ -145,13 +146,13 @@ def test_the_ways_taken_are_nearly_the_fastest(
             times = record["us"][map_]
             time = times[getattr(taken(record), map_)]
             over.append(time / min(times.values()))
-            under.append(times[getattr(auto.CONVOLUTIONS, map_)] / time)
+            under.append(times[getattr(CONVOLUTIONS, map_)] / time)
     assert len(over) > 100
     assert statistics.geometric_mean(over) < most
     assert statistics.geometric_mean(under) > least
 
 
-def taken(record: dict[str, Any]) -> auto.Ways:
+def taken(record: dict[str, Any]) -> Ways:
     batch, *size, channels = record["input_shape"]
     groups = record["groups"]
     g = geometry.transposed(

@@ -47,8 +47,9 @@ from checks import (
     with_gradients,
 )
 from upconv import geometry
-from upconv import lowering as ways
 from upconv.auto import cpu
+from upconv.lowering import convolution as xla_convolution
+from upconv.lowering import filters
 
 COUNT = int(os.environ.get("UPCONV_FUZZ", "10"))
 SEED = int(os.environ.get("UPCONV_FUZZ_SEED", "0"))
@@ -169,12 +170,13 @@ def strided(draw: st.DrawFn) -> Case:
 # two kernels for convolutions: YNNPACK's would have no part in them if all were stretched.
 UNSTRETCHED: Limits = {
     cpu: {"PARALLEL_YNNPACK": True},
-    ways: {name: getattr(ways, name) for name in ("EIGEN_TAKES", "IMAGES")},
+    xla_convolution: {"EIGEN_TAKES": xla_convolution.EIGEN_TAKES},
+    filters: {"IMAGES": filters.IMAGES},
 }
 LIMITS = {
     "auto, as if large": AS_IF_LARGE,
     "auto, as if large, unstretched": {
-        module: {**values, **UNSTRETCHED[module]} for module, values in AS_IF_LARGE.items()
+        module: {**values, **UNSTRETCHED.get(module, {})} for module, values in AS_IF_LARGE.items()
     },
     "auto, by the rules of CUDA": OF_CUDA,
     "auto, by the rules of CUDA, as if large": OF_CUDA_AS_IF_LARGE,

@@ -35,7 +35,7 @@ from jax.sharding import AbstractMesh, PartitionSpec
 
 from upconv import auto, lowering
 from upconv.geometry import Geometry
-from upconv.lowering import Numerics
+from upconv.lowering.numerics import Numerics
 
 
 def transpose(x: jax.Array, w: jax.Array, geometry: Geometry, numerics: Numerics) -> jax.Array:

@@ -15,7 +15,7 @@ from jax.export import is_symbolic_dim
 
 from upconv import bilinear, geometry, lowering
 from upconv.geometry import Geometry, Padding, Size
-from upconv.lowering import Numerics
+from upconv.lowering.numerics import Numerics
 
 
 def conv_transpose(

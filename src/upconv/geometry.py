@@ -76,6 +76,11 @@ class Geometry:
         return tuple(-(-k // s) for k, s in zip(self.span, self.strides, strict=True))
 
     @property
+    def full_strides(self) -> tuple[Size, ...]:
+        """`m`: how many strides the output spans before cropping, `n + q - 1`."""
+        return tuple(n + q - 1 for n, q in zip(self.input_size, self.phase_taps, strict=True))
+
+    @property
     def full_size(self) -> tuple[Size, ...]:
         """`F`: the length of the output before cropping."""
         return tuple(map(full_length, self.input_size, self.span, self.strides))

@@ -15,10 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from upconv.auto import cpu, cuda
-from upconv.auto.layer import CONVOLUTIONS, PRODUCTS, Layer, Ways
+from upconv.auto.layer import CONVOLUTIONS, Layer, Ways
 from upconv.geometry import Geometry, Size
-
-__all__ = ["CONVOLUTIONS", "PRODUCTS", "RULES", "Ways", "default_platform", "ways"]
 
 # By the platform that a computation is lowered for.
 RULES: dict[str, Callable[[Layer], Ways]] = {"cpu": cpu.ways, "cuda": cuda.ways}

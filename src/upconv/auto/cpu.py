@@ -230,7 +230,7 @@ def _blocks_pay(a: Layer) -> bool:
     # 7x7 / 2: 0.2. But 4x64x64x24 -> 21, 7x7: 3.4.
     large = _phases_are_more(a) and math.prod(g.strides) * a.filters >= WIDE
     # Most blocks should be whole. 32x7x7x8 -> 48, 7x7: 1.8.
-    full = math.prod(n + q - 1 for n, q in zip(g.input_size, g.phase_taps, strict=True))
+    full = math.prod(g.full_strides)
     whole = full <= 2 * math.prod(g.input_size)
     # Where YNNPACK's kernel uses all cores, it minds giving few channels only if it takes few, too.
     # 8x16x16x16 -> 64, 4x4 / 2, with jaxlib 0.12: 1.1; 64x14x14x8 -> 48, 5x5 / 2: 1.6.

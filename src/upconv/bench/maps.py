@@ -14,6 +14,7 @@ from upconv import auto, geometry, lowering
 from upconv.bench.clocks import clock
 from upconv.bench.layers import LayerSpec, random_data
 from upconv.bench.measuring import Effort, Row, measure, statistics_of, timed
+from upconv.lowering.numerics import Numerics, Way
 
 OPERANDS = {"transpose": "xw", "strided": "yw", "kernel_grad": "xy"}
 
@@ -28,7 +29,7 @@ def bench_maps(layer: LayerSpec, dtype: str, effort: Effort) -> list[dict[str, A
     )
     platform = auto.default_platform()
     taken = auto.ways(g, layer.input_shape[0], layer.kernel_shape, jnp.dtype(dtype), platform)
-    numerics = lowering.Numerics("auto", None, jnp.dtype(dtype), platform)
+    numerics = Numerics("auto", None, jnp.dtype(dtype), platform)
     arrays = _arrays(layer, dtype)
     records = []
     for name, table in lowering.WAYS.items():
@@ -45,9 +46,9 @@ def bench_maps(layer: LayerSpec, dtype: str, effort: Effort) -> list[dict[str, A
 
 
 def _compute(
-    way: lowering.Way,
+    way: Way,
     g: geometry.Geometry,
-    numerics: lowering.Numerics,
+    numerics: Numerics,
     a: jax.Array,
     b: jax.Array,
 ) -> jax.Array:

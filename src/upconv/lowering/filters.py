@@ -1,0 +1,232 @@
+"""G as convolutions."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import operator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from upconv.auto import cpu
+from upconv.geometry import Geometry
+from upconv.lowering.axes import merge_first, merge_last, move, pad, take_rows
+from upconv.lowering.convolution import convolve, prepared
+from upconv.lowering.numerics import Numerics, accumulator
+from upconv.lowering.phases import all_phases, split_phases
+
+
+def backward_filter(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
+    """G as the convolution of `y` by `x`, with batch and channels exchanged.
+
+    In these dimension numbers XLA:GPU recognizes it and gives it to cuDNN's backward filter.
+    """
+    swapped = (g.rank + 1, 0, *range(1, g.rank + 1))
+    kernel = (g.rank, g.rank + 1, *range(g.rank))
+    y, padding, _ = prepared(y, g.pads, (1,) * g.rank)
+    return lax.conv_general_dilated(
+        y,
+        x,
+        window_strides=g.dilation_rate,
+        padding=padding,
+        rhs_dilation=g.strides,
+        dimension_numbers=lax.ConvDimensionNumbers(swapped, swapped, kernel),
+        batch_group_count=g.groups,
+        precision=num.precision,
+        preferred_element_type=num.dtype,
+    )
+
+
+# How many images, or strips of them, one sum should have. With 4 strips, which stretching does not
+# help, 2x64x64x128 -> 64, 3x3 / 2 takes 2.5 times as long, and with 16 of them 1.3.
+IMAGES = 8
+
+# Bytes of `y` in a piece; what would make fewer than four pieces is not cut.
+PIECE = 4 << 20
+
+
+def flat_filter(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
+    """G as `backward_filter`, with the last spatial axis of `y` and its channels merged.
+
+    The output's last axis is then `k * co` long instead of `k`, and the rows of a matrix product
+    are cut from it; nothing but the batch axis moves. The kernel of XLA sums over images first, for
+    every pixel of the window: so a small batch is cut into more images, strips of rows, and a large
+    one is taken in pieces. Strips: 0.6 on 2x64x64x128 -> 64, 3x3 / 2. Pieces: 0.65 on
+    128x16x16x128 -> 64, 4x4 / 2.
+    """
+    if g.groups > 1 or g.dilation_rate[-1] > 1:  # the taps are not one run of the merged axis
+        return backward_filter(x, y, g, num)
+    rows, pieces = _cut(x.shape[0], y.nbytes, g)
+    if rows == g.input_size[0] and pieces == 1:
+        return _flat_filter_at_once(x, y, g, num)
+    strip, met = _strip(g, rows)
+    x = _strips_of_input(x, strip, met)
+    if pieces > 1:
+        return _sum_of_pieces(pieces, x, y, strip, met, num)
+    return _flat_filter_at_once(x, _strips_of_output(y, met), strip, num)
+
+
+def _cut(images: int, size: int, g: Geometry) -> tuple[int, int]:
+    """How many rows of `x` a strip has, and in how many pieces `y`, of `size` bytes, is taken."""
+    n = g.input_size[0]
+    taps = g.phase_taps[0]
+    # Neighbouring strips both meet `taps - 1` strides of rows: fewer than half of a strip's, or,
+    # where an image alone is slow, fewer than all. 16x16x21 -> 21, 32x32 / 16, with jaxlib 0.12:
+    # 0.4; with 0.10.2 it was 0.8, for twice the memory.
+    allowed = (2 * taps, taps) if cpu.PARALLEL_YNNPACK else (2 * taps,)
+    enough = [r for r in allowed if r < n and images * -(-n // r) >= IMAGES]
+    least = enough[0] if enough else n
+    pieces = -(-size // PIECE) if size >= 4 * PIECE else 1
+    pieces = min(pieces, max(images * -(-n // least) // IMAGES, 1))
+    rows = max(-(-n // -(-IMAGES * pieces // max(images, 1))), least)
+    strips = -(-n // rows)
+    return rows, next((p for p in range(pieces, 1, -1) if images * strips % p == 0), 1)
+
+
+def _strip(g: Geometry, rows: int) -> tuple[Geometry, np.ndarray]:
+    """The geometry of a strip, and the rows of `y` that each meets: `(strips, rows met)`."""
+    strips, s = -(-g.input_size[0] // rows), g.strides[0]
+    met = (rows - 1) * s + g.span[0]
+    strip = dataclasses.replace(
+        g,
+        input_size=(rows, *g.input_size[1:]),
+        crop=(0, *g.crop[1:]),
+        output_size=(met, *g.output_size[1:]),
+    )
+    return strip, np.arange(strips)[:, None] * rows * s + np.arange(met) - g.crop[0]
+
+
+def _strips_of_input(x: jax.Array, strip: Geometry, met: np.ndarray) -> jax.Array:
+    """The strips of `x`, as images; zeros fill up the last."""
+    strips, (rows, *_) = met.shape[0], strip.input_size
+    x = pad(x, [(0, 0, 0), (0, rows * strips - x.shape[1], 0), *[(0, 0, 0)] * strip.rank])
+    return x.reshape(x.shape[0] * strips, rows, *x.shape[2:])
+
+
+def _strips_of_output(y: jax.Array, met: np.ndarray) -> jax.Array:
+    """What the strips meet of `y`, as images."""
+    return merge_first(take_rows(y, met))
+
+
+def _sum_of_pieces(
+    pieces: int, x: jax.Array, y: jax.Array, strip: Geometry, met: np.ndarray, num: Numerics
+) -> jax.Array:
+    """G of strips of `x`, one piece of them after another, each with what it meets of `y`.
+
+    By `while_loop`, because `scan` makes further calls inside a call that XLA does not inline.
+    """
+    height = y.shape[1]
+    inside = np.clip(met, 0, height - 1)
+    row = np.arange(y.shape[0])[:, None, None] * height + inside
+    there = np.broadcast_to(met == inside, row.shape)
+    y = merge_first(y)
+    of_rows = lax.GatherDimensionNumbers((2, *range(3, y.ndim + 1)), (0,), (0,))
+    stacks = [
+        a.reshape(pieces, -1, *a.shape[rest:])
+        for a, rest in ((x, 1), (jnp.asarray(row, np.int32), 2), (jnp.asarray(there), 2))
+    ]
+    wide = num._replace(dtype=accumulator(num.dtype))
+
+    def add(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        i, w = state
+        x, row, there = (_take_piece(stack, i) for stack in stacks)
+        part = lax.gather(
+            y,
+            lax.expand_dims(row, (2,)),
+            of_rows,
+            (1, *y.shape[1:]),
+            mode="promise_in_bounds",  # a check would be a loop of its own
+        )
+        there = lax.broadcast_in_dim(there, part.shape, (0, 1))
+        part = lax.select(there, part, jnp.zeros_like(part))
+        return lax.add(i, jnp.int32(1)), lax.add(w, _flat_filter_at_once(x, part, strip, wide))
+
+    zero = jnp.zeros((*strip.kernel_size, y.shape[-1], x.shape[-1]), wide.dtype)
+    start = (jnp.int32(0), zero)
+    _, w = lax.while_loop(lambda state: lax.lt(state[0], jnp.int32(pieces)), add, start)
+    return w.astype(num.dtype)
+
+
+def _take_piece(a: jax.Array, i: jax.Array) -> jax.Array:
+    start = (i, *[jnp.int32(0)] * (a.ndim - 1))
+    piece = lax.dynamic_slice(a, start, (1, *a.shape[1:]), allow_negative_indices=False)
+    return lax.squeeze(piece, (0,))
+
+
+def _flat_filter_at_once(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
+    """`flat_filter` as one convolution."""
+    images_last = move(merge_last(y), 0, -1)
+    w = _correlate(x, lax.expand_dims(images_last, (0,)), y.shape[-1], g, num)
+    return w.reshape(*g.kernel_size, *w.shape[-2:])
+
+
+def _correlate(x: jax.Array, y: jax.Array, co: int, g: Geometry, num: Numerics) -> jax.Array:
+    """`(N, *n, ci)` and `(M, *output, N)` to `(M, *k, co, ci)`: G for `M` taps of another axis.
+
+    The last spatial axis of the second holds its channels too. The sum is taken from the last image
+    to the first, because a transpose that reverses nothing goes to another emitter of XLA:CPU,
+    which takes twice as long to compile.
+    """
+    lo, hi = g.pads[-1]
+    *strides, d = g.dilation_rate
+    w = convolve(
+        lax.rev(y, (y.ndim - 1,)),
+        lax.rev(move(x, 0, -2), (x.ndim - 2,)),
+        num,
+        padding=[*g.pads[:-1], (lo * co, hi * co)],
+        stretched=x.shape[0] >= IMAGES,
+        strides=(*strides, 1),
+        rhs_dilation=(*g.strides[:-1], g.strides[-1] * co),
+    )
+    w = w.reshape(*w.shape[:-2], g.span[-1], co, w.shape[-1])
+    return w if d == 1 else lax.slice_in_dim(w, 0, None, d, axis=-3)
+
+
+def phase_filter(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
+    """G with `x` as the image and the phases of `y`, side by side as channels, as the window.
+
+    In `flat_filter` the rows of a matrix product have as many numbers as `x` has channels, here as
+    many as the phases. A small batch is cut into strips here, too: 0.35 on
+    1x128x128x3 -> 96, 5x5 / 1.
+    """
+    rows, _ = _cut(x.shape[0], 0, g)
+    if rows < g.input_size[0]:
+        g, met = _strip(g, rows)
+        x, y = _strips_of_input(x, g, met), _strips_of_output(y, met)
+    r, taps = g.rank, g.phase_taps
+    runs = [all_phases(g, axis) for axis in range(r)]
+    y = split_phases(y, runs, g)
+    # (N, pixels, stride, ..., co) to (*pixels, N, *strides, co)
+    y = y.transpose(*range(1, 2 * r, 2), 0, *range(2, 2 * r + 1, 2), 2 * r + 1)
+    w = convolve(
+        x.transpose(r + 1, *range(1, r + 1), 0),
+        y.reshape(*y.shape[: r + 1], math.prod(y.shape[r + 1 :])),
+        num,
+        padding=[
+            (q - 1 - a.first, a.stop - n) for q, a, n in zip(taps, runs, g.input_size, strict=True)
+        ],
+    )
+    # (ci, *taps reversed, *strides and co) to (taps, stride, ..., co, ci)
+    w = lax.rev(w, range(1, r + 1)).reshape(*w.shape[: r + 1], *y.shape[r + 1 :])
+    order = itertools.chain.from_iterable((1 + a, 1 + r + a) for a in range(r))
+    w = w.transpose(*order, 2 * r + 1, 0)
+    w = w.reshape(*map(operator.mul, taps, g.strides), *w.shape[2 * r :])
+    return lax.slice(w, (0,) * w.ndim, (*g.span, *w.shape[r:]), (*g.dilation_rate, 1, 1))
+
+
+def plane_filter(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
+    """G with one spatial axis less: the images of a tap are the planes that it meets."""
+    (n, *_), (k, *_), (s, *_), (d, *_), (lo, *_) = (
+        g.input_size, g.kernel_size, g.strides, g.dilation_rate, g.crop
+    )  # fmt: skip
+    axes = [f.name for f in dataclasses.fields(g) if f.name != "groups"]
+    plane = dataclasses.replace(g, **{name: getattr(g, name)[1:] for name in axes})
+    planes = take_rows(merge_last(y), np.arange(k)[:, None] * d + np.arange(n) * s - lo)
+    # (N, k, n, ...) to (k, ..., N * n)
+    planes = merge_last(planes.transpose(1, *range(3, planes.ndim), 0, 2))
+    w = _correlate(merge_first(x), planes, y.shape[-1], plane, num)
+    return w.reshape(*g.kernel_size, y.shape[-1], x.shape[-1])

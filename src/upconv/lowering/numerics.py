@@ -1,0 +1,39 @@
+"""What a way is, and what its result depends on beside operands and geometry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from upconv.geometry import Geometry
+
+
+class Numerics(NamedTuple):
+    """What a map's result depends on beside its operands and geometry: hashable, static.
+
+    Attributes:
+      lowering: a name out of `LOWERINGS`.
+      precision: as in `jax.lax.conv_general_dilated`.
+      dtype: of the result; both operands are promoted to a common dtype.
+      platform: of the single device that computes the map, which is known only when it is lowered;
+        None where several do.
+    """
+
+    lowering: str
+    precision: Any
+    dtype: Any
+    platform: str | None = None
+
+
+Way = Callable[[jax.Array, jax.Array, Geometry, Numerics], jax.Array]
+
+Convolve = Callable[..., jax.Array]
+
+
+def accumulator(dtype: Any) -> Any:
+    """The dtype that sums of products are kept in: 32 bits for those of 16."""
+    narrow = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
+    return jnp.dtype(jnp.float32) if narrow else dtype

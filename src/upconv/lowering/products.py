@@ -1,0 +1,128 @@
+"""All three maps as products of matrices."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from upconv.geometry import Geometry, Size
+from upconv.lowering.axes import merge_last, move, pad, split_groups
+from upconv.lowering.numerics import Numerics, accumulator
+from upconv.lowering.phases import interleave
+
+
+def transpose(x: jax.Array, w: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
+    """T as one matrix product, of every input pixel by the whole kernel, and an overlap-add."""
+    r = g.rank
+    # (N, *n, ci) by (*k, co, ci) to (N, *n, *k, co)
+    p = _product(x, w, (r + 1,), (r + 1,), g, num)
+    return _overlap_add(p, g).astype(num.dtype)
+
+
+def strided(y: jax.Array, w: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
+    """C as one matrix product of windows and kernel."""
+    r = g.rank
+    # (N, *n, *k, co) by (*k, co, ci) to (N, *n, ci)
+    x = _product(_windows(y, g), w, range(r + 1, 2 * r + 2), range(r + 1), g, num)
+    return x.astype(num.dtype)
+
+
+def kernel_grad(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
+    """G as one matrix product of windows and inputs."""
+    pixels = range(g.rank + 1)
+    # (N, *n, *k, co) by (N, *n, ci) to (*k, co, ci)
+    return _product(_windows(y, g), x, pixels, pixels, g, num).astype(num.dtype)
+
+
+def _product(
+    a: jax.Array,
+    b: jax.Array,
+    a_sum: Sequence[int],
+    b_sum: Sequence[int],
+    g: Geometry,
+    num: Numerics,
+) -> jax.Array:
+    """The axes left of `a`, then those of `b`, after a sum over the first or last axes of each.
+
+    Groups, which the last axes hold, are each taken by themselves. Operands become matrices because
+    XLA:CPU multiplies those in place, even transposed, and first moves whatever has more axes:
+    96x96x56 by 9x9x1: 0.3; 32x4x4x512 by 4x4x256: 0.85. Results of 16 bits are given in 32, because
+    only so does XLA:CPU (jaxlib 0.10.2) use a CPU's instructions for bfloat16, which are twice as
+    fast as those for float32.
+    """
+    dot = functools.partial(
+        lax.dot_general,
+        precision=_precision_of_products(num),
+        preferred_element_type=accumulator(num.dtype),
+    )
+    if g.groups == 1:
+        (a, a_axis, a_kept), (b, b_axis, b_kept) = _matrix(a, a_sum), _matrix(b, b_sum)
+        return dot(a, b, (((a_axis,), (b_axis,)), ((), ()))).reshape(*a_kept, *b_kept)
+    a_axes, b_axes = (
+        [axis + (axis == operand.ndim - 1) for axis in summed]
+        for operand, summed in ((a, a_sum), (b, b_sum))
+    )
+    axes = ((a_axes, b_axes), ((a.ndim - 1,), (b.ndim - 1,)))
+    p = dot(split_groups(a, g), split_groups(b, g), axes)
+    return merge_last(move(p, 0, -2))
+
+
+def _precision_of_products(num: Numerics) -> Any:
+    """Less the presets of algorithms that products on CPU refuse, and convolutions ignore."""
+    presets = lax.DotAlgorithmPreset | lax.DotAlgorithm
+    return None if num.platform == "cpu" and isinstance(num.precision, presets) else num.precision
+
+
+def _matrix(a: jax.Array, summed: Sequence[int]) -> tuple[jax.Array, int, tuple[Size, ...]]:
+    """`a` with two axes, which of the two is summed over, and the axes that the other merges."""
+    first = 0 in summed
+    rows = len(summed) if first else a.ndim - len(summed)
+    matrix = a.reshape(math.prod(a.shape[:rows]), math.prod(a.shape[rows:]))
+    return matrix, 1 - first, a.shape[rows:] if first else a.shape[:rows]
+
+
+def _windows(y: jax.Array, g: Geometry) -> jax.Array:
+    """What the kernel of every input pixel meets: `(N, *output, C)` to `(N, *n, *k, C)`."""
+    for a, (n, m, s) in enumerate(zip(g.input_size, g.full_strides, g.strides, strict=True)):
+        axis = 1 + a
+        ends = [(0, 0, 0)] * y.ndim
+        ends[axis] = (g.crop[a], m * s - g.crop[a] - y.shape[axis], 0)
+        y = pad(y, ends)
+        y = y.reshape(*y.shape[:axis], m, s, *y.shape[axis + 1 :])
+        slices = [lax.slice_in_dim(y, i, i + n, axis=axis) for i in range(g.phase_taps[a])]
+        y = jnp.concatenate(slices, axis + 1)
+        y = lax.slice_in_dim(y, 0, g.span[a], g.dilation_rate[a], axis=axis + 1)
+        y = move(y, axis + 1, -2)
+    return y
+
+
+def _overlap_add(p: jax.Array, g: Geometry) -> jax.Array:
+    """The transpose of `_windows`: `(N, *n, *k, C)` to `(N, *output, C)`."""
+    r = g.rank
+    parts = []
+    for shift in itertools.product(*map(range, g.phase_taps)):
+        # The taps that lie in this stride of the kernel, and where in it.
+        first = [-(-i * s // d) for i, s, d in zip(shift, g.strides, g.dilation_rate, strict=True)]
+        stop = [
+            min(-(-(i + 1) * s // d), k)
+            for i, s, d, k in zip(shift, g.strides, g.dilation_rate, g.kernel_size, strict=True)
+        ]
+        if not all(map(operator.lt, first, stop)):
+            continue
+        whole = (0,) * (r + 1), p.shape[: r + 1]
+        part = lax.slice(p, (*whole[0], *first, 0), (*whole[1], *stop, p.shape[-1]))
+        ends = [(i, q - 1 - i, 0) for i, q in zip(shift, g.phase_taps, strict=True)]
+        fill = [
+            (a * d - i * s, (i + 1) * s - 1 - (b - 1) * d, d - 1)
+            for i, a, b, s, d in zip(shift, first, stop, g.strides, g.dilation_rate, strict=True)
+        ]
+        parts.append(pad(part, [(0, 0, 0), *ends, *fill, (0, 0, 0)]))
+    return interleave(parts, g.crop, g)
