@@ -156,10 +156,9 @@ def _transpose_at_stride_1(a: Layer) -> str:
     few = a.filters <= FEW_FILTERS
     fewer = 3 * a.filters <= a.channels
     if PARALLEL_YNNPACK:
-        # 16x56x56x32 -> 4, 5x5: 1.75; 32x16x16x96 -> 32, 4x4: 1.5. But 2x14x14x96 -> 24, 5x5: 0.6.
-        same = a.g.output_size == a.g.input_size
-        # But 16x64x64x3 -> 3, 5x5: 0.45, and 8x128x128x1 -> 1, 3x3: 0.06.
-        fast = same and a.channels > FEW_FILTERS
+        # 16x56x56x32 -> 4, 5x5: 1.75; 32x16x16x96 -> 32, 4x4: 1.5. But 2x14x14x96 -> 24, 5x5: 0.6,
+        # 16x64x64x3 -> 3, 5x5: 0.45, and 8x128x128x1 -> 1, 3x3: 0.06.
+        fast = a.g.output_size == a.g.input_size and a.channels > FEW_FILTERS
         few &= not fast or a.taps * a.filters <= 2 * a.channels
         fewer &= a.channels >= MANY_PRODUCTS or a.pixels < FEW_PIXELS
     # A convolution multiplies the padding. From 4x4 to 7x7 pixels: 0.35; from 7x7 to 9x9: 0.7. But
@@ -218,7 +217,7 @@ def _is_sparse(a: Layer) -> bool:
     # Few filters, whose windows do not overlap. C of 2x28x28x28x24 -> 2, 2x2x2 / 2: 0.45; of
     # 4x7x7x7x512 -> 1, 3x3x3 / 4: 0.7. G: 0.35; 0.75. But C of 14x14x14x128 -> 12, 2x2x2 / 2: 1.4,
     # and 0.75 with jaxlib 0.12.
-    return a.filters <= FEW_FILTERS and max(a.g.phase_taps) == 1
+    return a.filters <= FEW_FILTERS and a.overlap == 1
 
 
 def _blocks_pay(a: Layer) -> bool:
@@ -236,8 +235,8 @@ def _blocks_pay(a: Layer) -> bool:
     # 8x16x16x16 -> 64, 4x4 / 2, with jaxlib 0.12: 1.1; 64x14x14x8 -> 48, 5x5 / 2: 1.6.
     minds = a.filters <= NARROW or not PARALLEL_YNNPACK
     # 16x96x96x8 -> 16, 5x5: 2.6.
-    little = a.batch * full * math.prod(g.phase_taps) * a.channels * _itemsize(a) < FRESH_BLOCKS
-    return narrow and large and whole and minds and little and math.prod(g.phase_taps) > 1
+    little = a.batch * full * a.overlap * a.channels * _itemsize(a) < FRESH_BLOCKS
+    return narrow and large and whole and minds and little and a.overlap > 1
 
 
 def _kernel_grad(a: Layer) -> str:
@@ -253,8 +252,8 @@ def _kernel_grad(a: Layer) -> str:
         # Windows with few numbers. 16x96x96x256 -> 1, 3x3: 0.2. 64x16x16x256 -> 8, 3x3 / 2: 0.75.
         # But 2x56x56x256 -> 4, 5x5 / 2: 1.1.
         return "matmul"
-    short = a.taps * a.filters <= SHORT_WINDOW and a.channels <= SHORT_PIXEL
-    if PARALLEL_YNNPACK and max(a.g.phase_taps) == 1 and short:
+    small = a.taps * a.filters <= SHORT_WINDOW and a.channels <= SHORT_PIXEL
+    if PARALLEL_YNNPACK and a.overlap == 1 and small:
         # Windows that are `y` in another order, with jaxlib 0.12. 8x64x64x32 -> 16, 2x2 / 2: 0.65;
         # 4x64x64x16 -> 16: 0.4; 4x28x28x64 -> 8, 4x4 / 4: 0.7. But 8x16x16x128 -> 64, 2x2 / 2: 1.2,
         # and the first two with 0.10.2: 1.2, 1.1.

@@ -12,8 +12,6 @@ however little, want channels in multiples of 8, and have no kernels for integer
 
 from __future__ import annotations
 
-import math
-
 import jax.numpy as jnp
 
 from upconv.auto.layer import PRODUCTS, Layer, Ways
@@ -57,18 +55,13 @@ def ways(a: Layer) -> Ways:
     """The way that each map takes."""
     if jnp.issubdtype(a.dtype, jnp.integer):
         return PRODUCTS  # cuDNN's convolutions of integers are for inference
-    if a.g.groups > 1 and min(a.filters, a.channels) < NARROW and _overlap(a) <= OVERLAP:
+    if a.g.groups > 1 and min(a.filters, a.channels) < NARROW and a.overlap <= OVERLAP:
         # 128 groups of 8x32x32x1 -> 1, 4x4 / 2: T 0.15, 0.15; C 0.35, 0.2; G 0.75, 0.45. 21 groups
         # of 16x16x1 -> 1, 32x32 / 16: 0.01, 0.01; 0.02, 0.01; 0.65, 0.55. But 128 groups of
         # 8x56x56x1 -> 1, 3x3: 2.7, 2.5; 3.9, 3.7; 11, 9. 16 groups of 8x28x28x8 -> 8, 3x3 / 2: 1.1,
         # 1.3; 2.2, 2.2; 1.4, 2.8.
         return PRODUCTS
     return Ways(_transpose(a), _strided(a), _kernel_grad(a))
-
-
-def _overlap(a: Layer) -> int:
-    """In how many windows a pixel lies."""
-    return math.prod(a.g.phase_taps)
 
 
 def _is_ragged(a: Layer) -> bool:
@@ -102,7 +95,7 @@ def _transpose(a: Layer) -> str:
 
 def _strided(a: Layer) -> str:
     sums = a.pixels * a.channels * a.g.groups
-    long = a.taps * a.filters >= LONG_SUM and sums <= FEW_SUMS and _overlap(a) <= OVERLAP
+    long = a.taps * a.filters >= LONG_SUM and sums <= FEW_SUMS and a.overlap <= OVERLAP
     misfit = _is_ragged(a) or (a.g.groups > 1 and a.pixels <= FEW_PIXELS)
     if a.products <= (WINDOWS_OF_MISFITS if misfit else WINDOWS_OF_C) or long:
         # 1x96x96x56 -> 1, 9x9 / 3: 0.75, 0.65. 4x56x56x256 -> 12, 3x3 / 3: 0.85, 0.4.

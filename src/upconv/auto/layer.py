@@ -57,6 +57,11 @@ class Layer:
         return math.prod(self.g.kernel_size)
 
     @property
+    def overlap(self) -> int:
+        """In how many windows a pixel of the output lies, at most."""
+        return math.prod(self.g.phase_taps)
+
+    @property
     def products(self) -> int:
         """How many numbers T by a product of matrices makes, before it adds them up.
 

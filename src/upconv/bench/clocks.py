@@ -38,8 +38,8 @@ def wall_time(call: Call, wait: Wait) -> float:
     return time.perf_counter() - start
 
 
-def kernel_time(call: Call, wait: Wait, calls: int = PROFILED) -> float:
-    """That a GPU computes and copies for one of some calls, whatever library makes them.
+def kernel_time(call: Call, wait: Wait) -> float:
+    """That a GPU computes and copies for one of `PROFILED` calls, whatever library makes them.
 
     Raises:
       RuntimeError: if it did nothing.
@@ -48,13 +48,13 @@ def kernel_time(call: Call, wait: Wait, calls: int = PROFILED) -> float:
     options.host_tracer_level = options.python_tracer_level = 0
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder, profiler_options=options):
-            for result in [call() for _ in range(calls)]:
+            for result in [call() for _ in range(PROFILED)]:
                 wait(result)
         (file,) = Path(folder).rglob("*.xplane.pb")
         seconds = busy_time(ProfileData.from_file(str(file)))
     if seconds == 0.0:
         raise RuntimeError("the profile of the calls has no kernel of a GPU")
-    return seconds / calls
+    return seconds / PROFILED
 
 
 def busy_time(profile: ProfileData) -> float:
