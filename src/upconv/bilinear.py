@@ -35,6 +35,7 @@ from jax.sharding import AbstractMesh, PartitionSpec
 
 from upconv import auto, lowering
 from upconv.geometry import Geometry
+from upconv.lowering.axes import merge, merge_last, move, split_groups
 from upconv.lowering.numerics import Numerics
 
 
@@ -88,8 +89,8 @@ OPERANDS = {
 }
 
 # With the channels of x, y and w split into (groups, channels of one group), the axis of every
-# role in every operand. The three are one contraction: a role that two operands hold and the
-# third lacks is summed over, and `group` is shared by all.
+# role in every operand. Each map is one contraction: a role that both arguments hold and the
+# result lacks is summed over, and `group` is shared by all three.
 ROLES = ("batch", "in", "out", "group")
 AXES = {
     "x": {"batch": 0, "group": -2, "in": -1},
@@ -195,21 +196,17 @@ def _without(a: jax.Array, axis: int | None) -> jax.ShapeDtypeStruct:
 
 def _fold(operand: str, role: str, a: jax.Array, groups: int) -> jax.Array:
     """Merge the leading axis of `a` into the axis of a role, as its slower part."""
-    a = a.reshape(*a.shape[:-1], groups, a.shape[-1] // groups)
+    a = split_groups(a, groups)
     axis = AXES[operand][role] % (a.ndim - 1)
-    a = jnp.moveaxis(a, 0, axis)
-    a = a.reshape(*a.shape[:axis], a.shape[axis] * a.shape[axis + 1], *a.shape[axis + 2 :])
-    return a.reshape(*a.shape[:-2], a.shape[-2] * a.shape[-1])
+    return merge_last(merge(move(a, 0, axis), axis))
 
 
 def _unfold(operand: str, role: str, a: jax.Array, size: Any, groups: int) -> jax.Array:
     """The inverse of `_fold`."""
-    inner = groups * size if role == "group" else groups
-    a = a.reshape(*a.shape[:-1], inner, a.shape[-1] // inner)
+    a = split_groups(a, groups * size if role == "group" else groups)
     axis = AXES[operand][role] % a.ndim
     a = a.reshape(*a.shape[:axis], size, a.shape[axis] // size, *a.shape[axis + 1 :])
-    a = jnp.moveaxis(a, axis, 0)
-    return a.reshape(*a.shape[:-2], a.shape[-2] * a.shape[-1])
+    return merge_last(move(a, axis, 0))
 
 
 # ------------------------------------------------------------------ lowering
@@ -223,10 +220,8 @@ COMPUTE = {
 
 
 def _impl(p: Primitive, lhs: Any, rhs: Any, *, geometry: Geometry, numerics: Numerics) -> jax.Array:
-    if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
-        numerics = numerics._replace(platform=auto.default_platform())
-        return COMPUTE[p](lhs, rhs, geometry, numerics)
-    return _jitted(p, geometry, numerics)(lhs, rhs)
+    with jax.disable_jit(False):  # a primitive is compiled whatever the caller does, as lax's are
+        return _jitted(p, geometry, numerics)(lhs, rhs)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -262,13 +257,13 @@ def _plain(aval: ShapedArray) -> ShapedArray:
 def _kept_apart(fun: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     """`fun` as a call that XLA does not inline.
 
-    XLA:CPU takes the interleaving of pixels for cheap and repeats it in every fusion that reads
-    the result: a training step then holds the output three times over, and from 32 MiB of
-    temporaries on pays for their pages at every call. Behind a call there is one output.
+    XLA:CPU considers the interleaving of pixels cheap, and repeats it in every fusion that reads
+    the result: a training step then holds the output three times, and temporaries of 32 MiB and
+    more are fresh memory at every call. Behind a call there is one output.
     """
 
     def inner(*args: jax.Array) -> jax.Array:
-        with set_xla_metadata(inlineable=None):  # of the call, not of every operation within
+        with set_xla_metadata(inlineable=None):  # the call is marked, not what is inside it
             return fun(*args)
 
     def outer(*args: jax.Array) -> jax.Array:
@@ -281,43 +276,41 @@ def _kept_apart(fun: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 def _is_partitioned(ctx: Any) -> bool:
     """Whether XLA's partitioner will split this computation over several devices."""
     axes = ctx.module_context.axis_context
-    mesh = getattr(axes, "mesh", None)
-    if mesh is not None:
-        return set(mesh.axis_names) != set(axes.manual_axes)
+    if isinstance(axes, mlir.SPMDAxisContext):  # within shard_map
+        return any(n > 1 for name, n in axes.mesh.shape.items() if name not in axes.manual_axes)
     return getattr(axes, "num_devices", 1) not in (None, 1)
 
 
 # ------------------------------------------------------------------ registration
 
 
-def _register(p: Primitive, lhs_rule: Callable[..., Any], rhs_rule: Callable[..., Any]) -> None:
+def _register(p: Primitive) -> None:
     p.def_impl(functools.partial(_impl, p))
     p.def_abstract_eval(functools.partial(_abstract_eval, p))
-    ad.defbilinear(p, lhs_rule, rhs_rule)
+    ad.defbilinear(p, _transpose_rule(p, 0), _transpose_rule(p, 1))
     batching.primitive_batchers[p] = functools.partial(_batch, p)
     for platform in (None, *auto.RULES):
         mlir.register_lowering(p, functools.partial(_lower, p, platform), platform=platform)
 
 
-_CT, _LHS, _RHS = range(3)
+def _transpose_rule(p: Primitive, unknown: int) -> Callable[..., jax.Array]:
+    """The cotangent of one argument: the map to it, from the result's and the other argument."""
+    *names, result = OPERANDS[p]
+    q = next(q for q, (*_, to) in OPERANDS.items() if to == names[unknown])
 
-
-def _rule(unknown: int, q: Primitive, *operands: int) -> Callable[..., jax.Array]:
-    """The transpose rule for one unknown argument: map `q` of two of what is known."""
-
-    def rule(*given: Any, geometry: Geometry, numerics: Numerics) -> jax.Array:
-        first, second = (given[i] for i in operands)
-        aval = given[unknown].aval
-        ct = _bind(q, first, second, geometry, numerics._replace(dtype=aval.dtype))
+    def rule(ct: Any, *args: Any, geometry: Geometry, numerics: Numerics) -> jax.Array:
+        known = {result: ct, names[1 - unknown]: args[1 - unknown]}
+        lhs, rhs = (known[name] for name in OPERANDS[q][:2])
+        aval = args[unknown].aval
+        out = _bind(q, lhs, rhs, geometry, numerics._replace(dtype=aval.dtype))
         # Explicit sharding: a map's result is sharded as its operands are, a gradient as the
         # argument that it belongs to.
-        if aval.sharding.mesh.empty or jax.typeof(ct).sharding == aval.sharding:
-            return ct
-        return jax.sharding.reshard(ct, aval.sharding)
+        if aval.sharding.mesh.empty or jax.typeof(out).sharding == aval.sharding:
+            return out
+        return jax.sharding.reshard(out, aval.sharding)
 
     return rule
 
 
-_register(transpose_p, _rule(_LHS, strided_p, _CT, _RHS), _rule(_RHS, kernel_grad_p, _LHS, _CT))
-_register(strided_p, _rule(_LHS, transpose_p, _CT, _RHS), _rule(_RHS, kernel_grad_p, _CT, _LHS))
-_register(kernel_grad_p, _rule(_LHS, strided_p, _RHS, _CT), _rule(_RHS, transpose_p, _LHS, _CT))
+for _p in OPERANDS:
+    _register(_p)

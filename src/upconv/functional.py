@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import operator
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from jax.export import is_symbolic_dim
 
 from upconv import bilinear, geometry, lowering
 from upconv.geometry import Geometry, Padding, Size
+from upconv.lowering.axes import pad
 from upconv.lowering.numerics import Numerics
 
 
@@ -102,8 +102,7 @@ def conv_transpose(
     if _is_circular(padding):
         y = _wrap(_transpose(x, kernel, _uncropped(g), numerics), g)
     else:
-        front, inner = _without_front(g)
-        y = _pad_front(_transpose(x, kernel, inner, numerics), front)
+        y = _transpose(x, kernel, g, numerics)
     return _unflatten(y, batch, last)
 
 
@@ -165,9 +164,6 @@ def conv(
     batch, y = _flatten(y, rank, last)
     if _is_circular(padding):
         y, g = _unwrap(y, g), _uncropped(g)
-    else:
-        front, g = _without_front(g)
-        y = _pad_front(y, tuple(-n for n in front))
     return _unflatten(_strided(y, kernel, g, numerics), batch, last)
 
 
@@ -252,15 +248,17 @@ def add_bias(y: jax.Array, bias: jax.typing.ArrayLike, channel_axis: int) -> jax
 
 
 def _transpose(x: jax.Array, w: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
-    if num.lowering == lowering.REFERENCE:
-        return lowering.transpose(x, w, g, num)
-    return bilinear.transpose(x, w, g, num)
+    if num.lowering != lowering.REFERENCE:
+        return bilinear.transpose(x, w, g, num)
+    front, g = _without_front(g)
+    return _pad_front(lowering.transpose(x, w, g, num), front)
 
 
 def _strided(y: jax.Array, w: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
-    if num.lowering == lowering.REFERENCE:
-        return lowering.strided(y, w, g, num)
-    return bilinear.strided(y, w, g, num)
+    if num.lowering != lowering.REFERENCE:
+        return bilinear.strided(y, w, g, num)
+    front, g = _without_front(g)
+    return lowering.strided(_pad_front(y, [-n for n in front]), w, g, num)
 
 
 def _numerics(x: jax.Array, kernel: jax.Array, name: str, precision: Any, dtype: Any) -> Numerics:
@@ -275,10 +273,9 @@ def _numerics(x: jax.Array, kernel: jax.Array, name: str, precision: Any, dtype:
 def _without_front(g: Geometry) -> tuple[tuple[int, ...], Geometry]:
     """Splits off the zeros that a negative crop puts before the full output.
 
-    Returns how many there are on each axis, and the geometry without them. The maps do not see them
-    because XLA:CPU before jaxlib 0.12 reads beyond an image that is cropped in front and padded
-    behind (openxla/xla#48713). The lowerings avoid that in their convolutions, but cannot in the
-    gradients that JAX derives for `lowering="lax"`.
+    Returns how many there are on each axis, and the geometry without them. XLA:CPU before jaxlib
+    0.12 reads beyond an image that is cropped in front and padded behind (openxla/xla#48713). The
+    lowerings avoid that in their own convolutions, but not in those that JAX derives from them.
     """
     front = tuple(
         min(-lo, out - 1) if isinstance(lo, int) and lo < 0 else 0
@@ -291,15 +288,9 @@ def _without_front(g: Geometry) -> tuple[tuple[int, ...], Geometry]:
     )
 
 
-def _pad_front(a: jax.Array, front: tuple[int, ...]) -> jax.Array:
+def _pad_front(a: jax.Array, front: Sequence[int]) -> jax.Array:
     """Puts zeros in front of the spatial axes; a negative number crops instead."""
-    return _padded_in_front(a, front) if any(front) else a
-
-
-@functools.partial(jax.jit, static_argnums=1)  # the zero is not to be moved to a device by itself
-def _padded_in_front(a: jax.Array, front: tuple[int, ...]) -> jax.Array:
-    ends = [(0, 0, 0), *((n, 0, 0) for n in front), (0, 0, 0)]
-    return jax.lax.pad(a, jnp.zeros((), a.dtype), ends)
+    return pad(a, [(0, 0, 0), *((n, 0, 0) for n in front), (0, 0, 0)])
 
 
 # ------------------------------------------------------------------ circular padding

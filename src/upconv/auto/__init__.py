@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from upconv.auto import cpu, cuda
@@ -41,9 +40,3 @@ def ways(
         return CONVOLUTIONS
     filters, channels = kernel_shape[-2:]
     return RULES[platform](Layer(g, batch, filters, channels // g.groups, jnp.dtype(dtype)))
-
-
-def default_platform() -> str:
-    """The platform of the default device, as it is called in lowering; that of any GPU is CUDA."""
-    backend = jax.default_backend()
-    return {"gpu": "cuda"}.get(backend, backend)

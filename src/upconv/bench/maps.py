@@ -27,7 +27,7 @@ def bench_maps(layer: LayerSpec, dtype: str, effort: Effort) -> list[dict[str, A
         strides=layer.stride,
         padding=layer.padding,
     )
-    platform = auto.default_platform()
+    platform = _platform()
     taken = auto.ways(g, layer.input_shape[0], layer.kernel_shape, jnp.dtype(dtype), platform)
     numerics = Numerics("auto", None, jnp.dtype(dtype), platform)
     arrays = _arrays(layer, dtype)
@@ -43,6 +43,12 @@ def bench_maps(layer: LayerSpec, dtype: str, effort: Effort) -> list[dict[str, A
             is_taken = way == getattr(taken, name)
             records.append({"layer": layer.name, "map": name, "way": way, "taken": is_taken, **row})
     return records
+
+
+def _platform() -> str:
+    """That of the default device, as it is called in lowering; any GPU is taken for NVIDIA's."""
+    backend = jax.default_backend()
+    return "cuda" if backend == "gpu" else backend
 
 
 def _compute(

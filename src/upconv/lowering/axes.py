@@ -39,15 +39,15 @@ merge_first = functools.partial(merge, axis=0)
 merge_last = functools.partial(merge, axis=-2)
 
 
-def split_groups(a: jax.Array, g: Geometry) -> jax.Array:
+def split_groups(a: jax.Array, groups: Size) -> jax.Array:
     """The last axis as `(groups, channels of one group)`."""
-    return a.reshape(*a.shape[:-1], g.groups, a.shape[-1] // g.groups)
+    return a.reshape(*a.shape[:-1], groups, a.shape[-1] // groups)
 
 
 def swapped(w: jax.Array, g: Geometry) -> jax.Array:
     """A kernel `(*k, co, groups * ci)` as T convolves by it: `(*k, ci, groups * co)`."""
     r = g.rank
-    w = split_groups(w, g).transpose(*range(r), r + 2, r + 1, r)
+    w = split_groups(w, g.groups).transpose(*range(r), r + 2, r + 1, r)
     return merge_last(w)
 
 

@@ -71,7 +71,7 @@ def _product(
         for operand, summed in ((a, a_sum), (b, b_sum))
     )
     axes = ((a_axes, b_axes), ((a.ndim - 1,), (b.ndim - 1,)))
-    p = dot(split_groups(a, g), split_groups(b, g), axes)
+    p = dot(split_groups(a, g.groups), split_groups(b, g.groups), axes)
     return merge_last(move(p, 0, -2))
 
 

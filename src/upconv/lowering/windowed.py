@@ -40,7 +40,7 @@ def blocks(y: jax.Array, w: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
     then the sum of what its blocks give it.
     """
     r, taps = g.rank, g.phase_taps
-    w = split_groups(split_strides(w, 0, g), g)
+    w = split_groups(split_strides(w, 0, g), g.groups)
     # (taps, stride, ..., co, groups, ci) to (*strides, co, groups, *taps, ci)
     w = w.transpose(*range(1, 2 * r, 2), 2 * r, 2 * r + 1, *range(0, 2 * r, 2), 2 * r + 2)
     sizes = zip(g.crop, g.full_strides, g.strides, g.output_size, strict=True)
