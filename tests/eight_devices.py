@@ -258,6 +258,26 @@ def what_is_split_automatically_is_a_plain_convolution() -> None:
 
 
 @check
+def axes_of_one_device_split_nothing() -> None:
+    """A device of `shard_map` over all the others computes as if it were alone."""
+    x, w, ct = operands()
+    run = with_gradients(layer())
+    f = jax.shard_map(
+        run,
+        mesh=jax.make_mesh((8, 1), ("data", "model"), axis_types=(AxisType.Auto,) * 2),
+        axis_names={"data"},
+        in_specs=(P("data"), P(), P("data")),
+        out_specs=[P("data"), P("data"), P()],
+    )
+    split, alone = (
+        jax.jit(g).lower(*args).as_text().count("stablehlo.convolution")
+        for g, args in ((f, (x, w, ct)), (run, (x[:1], w, ct[:1])))
+    )
+    assert split == alone < 3
+    close(jax.jit(f)(x, w, ct), PLAIN.maps(x, w, ct))
+
+
+@check
 def explicit_sharding() -> None:
     x, w, ct = operands()
     with jax.set_mesh(mesh(AxisType.Explicit)):

@@ -434,6 +434,27 @@ def test_a_result_of_another_kind(
             np.testing.assert_array_equal(y, want)
 
 
+def test_gradients_of_float8_operands(rng: np.random.Generator, subtests: Any) -> None:
+    x, w, ct = (
+        rng.integers(-2, 3, shape).astype(np.float32)
+        for shape in ((2, 5, 3), (3, 4, 3), (2, 11, 4))
+    )
+    want = oracle.conv(ct, w, strides=2), oracle.correlate_kernel(x, ct, w.shape[:-2], strides=2)
+    narrow = [jnp.asarray(a, jnp.float8_e5m2) for a in (x, w)]
+    for name in LOWERINGS:
+        with subtests.test(lowering=name):
+
+            def layer(x: jax.Array, w: jax.Array, name: str = name) -> jax.Array:
+                return upconv.conv_transpose(
+                    x, w, strides=2, lowering=name, preferred_element_type="float32"
+                )
+
+            _, pull = jax.vjp(layer, *narrow)
+            for got, exact in zip(pull(jnp.asarray(ct)), want, strict=True):
+                assert got.dtype == jnp.float8_e5m2
+                np.testing.assert_array_equal(got, exact.astype(got.dtype))
+
+
 def test_gradient_of_a_real_operand_beside_a_complex_one(rng: np.random.Generator) -> None:
     x, w, v = draw(rng, (2, 5, 3), (3, 4, 3), (3, 4, 3))
     w = w + 1j * v

@@ -76,8 +76,9 @@ KERNEL_GRAD: dict[str, Way] = {
 
 WAYS = {"transpose": TRANSPOSE, "strided": STRIDED, "kernel_grad": KERNEL_GRAD}
 
-# What a name fixes; the other maps go as with `"auto"`.
+# What each name of a lowering fixes; `upconv.auto` chooses the rest.
 NAMED: dict[str, dict[str, str]] = {
+    "auto": {},
     "input_dilation": {"transpose": "input_dilation"},
     "subpixel": {"transpose": "subpixel"},
     "matmul": PRODUCTS._asdict(),
@@ -86,7 +87,7 @@ NAMED: dict[str, dict[str, str]] = {
 
 REFERENCE = "lax"  # the convolutions themselves, and what JAX derives from them
 
-LOWERINGS = ("auto", *NAMED)
+LOWERINGS = tuple(NAMED)
 
 
 # ------------------------------------------------------------------ the maps
@@ -116,23 +117,29 @@ def _compute(
     g: Geometry,
     num: Numerics,
 ) -> jax.Array:
-    """A map of operands in their common dtype; only the result is narrowed, where it is to be."""
+    """A map of two operands in their common dtype, which alone decides how it is computed."""
     with jax.numpy_dtype_promotion("standard"):  # strictness is for the arguments
-        dtype = jnp.promote_types(a.dtype, b.dtype)
-        wide = num._replace(dtype=_wider(num.dtype, dtype))
-    way = NAMED.get(num.lowering, {}).get(name)
+        common = _wider(a.dtype, b.dtype)
+        factor, total = _dtypes(common, num)
+    way = NAMED[num.lowering].get(name)
     if way is None:
-        way = getattr(auto.ways(g, a.shape[0], kernel_shape, dtype, num.platform), name)
-    if _kind(wide.dtype) != _kind(dtype):  # only within a kind can a result be wider
-        dtype = wide.dtype
-    if num.platform == "cuda" and jnp.issubdtype(wide.dtype, jnp.integer):
-        # Products of int8 whose sums were to be int32 came out doubled (jaxlib 0.11.2).
-        dtype = wide.dtype if wide.dtype.itemsize >= 4 else jnp.dtype(jnp.int32)
-        wide = wide._replace(dtype=dtype)
-    result = WAYS[name][way](a.astype(dtype), b.astype(dtype), g, wide)
+        way = getattr(auto.ways(g, a.shape[0], kernel_shape, common, num.platform), name)
+    wide = num._replace(dtype=total)
+    result = WAYS[name][way](a.astype(factor), b.astype(factor), g, wide)
     if jnp.iscomplexobj(result) and not jnp.issubdtype(num.dtype, jnp.complexfloating):
         result = lax.real(result)  # the gradient of a real operand
     return result.astype(num.dtype)
+
+
+def _dtypes(common: Any, num: Numerics) -> tuple[Any, Any]:
+    """What operands are computed in, and what their products are summed in."""
+    total = _wider(num.dtype, common)
+    if num.platform == "cuda" and jnp.issubdtype(total, jnp.integer):
+        # Products of int8 whose sums were to be int32 came out doubled (jaxlib 0.11.2).
+        total = total if total.itemsize >= 4 else jnp.dtype(jnp.int32)
+        return total, total
+    # Only within a kind can XLA sum in more than it multiplies.
+    return (common if _kind(common) == _kind(total) else total), total
 
 
 def _wider(a: Any, b: Any) -> Any:
