@@ -374,10 +374,11 @@ def test_attributes_may_be_replaced() -> None:
     ("fields", "message"),
     [
         ({"kernel_size": (3, 3, 3, 3)}, "kernel_size must have 1 to 3 spatial axes"),
+        ({"kernel_size": ()}, "kernel_size must have 1 to 3 spatial axes"),
         ({"kernel_size": (3, 0)}, r"kernel_size\[1\] must be at least 1, got 0"),
         ({"strides": (2,)}, "strides must be an integer or 2 integers"),
         ({"kernel_dilation": (0, 1)}, r"kernel_dilation\[0\] must be at least 1"),
-        ({"padding": "CAUSAL", "strides": 2}, "padding must be 'SAME'.*got 'CAUSAL'"),
+        ({"padding": "CAUSAL", "strides": 2}, "padding must be .*'CIRCULAR'.*got 'CAUSAL'"),
         ({"padding": "circular"}, "padding must be 'SAME'.*got 'circular'"),
         ({"padding": (1, 2, 3)}, "padding must have 2 entries"),
         ({"mask": np.ones((3, 3, 4, 3))}, r"mask must have the kernel's shape \(3, 3, 3, 4\)"),
@@ -391,6 +392,26 @@ def test_errors(fields: dict[str, Any], message: str) -> None:
         upconv.linen.ConvTranspose(4, **fields).init(jax.random.key(0), x)
     with pytest.raises(ValueError, match=message):
         upconv.nnx.ConvTranspose(3, 4, **fields, rngs=nnx.Rngs(0))(x)
+
+
+@pytest.mark.parametrize("number", [0, 3.0, True])
+def test_numbers_of_channels(number: Any) -> None:
+    x, rngs = jnp.ones((2, 5, 4, 3)), nnx.Rngs(0)
+    with pytest.raises((TypeError, ValueError), match=f"features must be .*got {number}"):
+        upconv.linen.ConvTranspose(number, (3, 3)).init(jax.random.key(0), x)
+    with pytest.raises((TypeError, ValueError), match=f"out_features must be .*got {number}"):
+        upconv.nnx.ConvTranspose(3, number, (3, 3), rngs=rngs)
+    with pytest.raises((TypeError, ValueError), match=f"in_features must be .*got {number}"):
+        upconv.nnx.ConvTranspose(number, 4, (3, 3), rngs=rngs)
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+def test_inputs_with_fewer_axes_than_the_kernel(rank: int) -> None:
+    x = jnp.ones((5, 3))
+    with pytest.raises(ValueError, match=f"inputs must be .*with the {rank} spatial axes"):
+        upconv.linen.ConvTranspose(4, (3,) * rank).init(jax.random.key(0), x)
+    with pytest.raises(ValueError, match=f"inputs must be .*with the {rank} spatial axes"):
+        upconv.nnx.ConvTranspose(3, 4, (3,) * rank, rngs=nnx.Rngs(0))(x)
 
 
 @pytest.mark.parametrize("inputs", [None, 1.0, "x", np.float32(1)], ids=str)

@@ -24,7 +24,7 @@ FILES = {
 MODULES = sorted(FILES)
 
 CORE = {"geometry", "auto", "lowering", "bilinear", "functional"}
-ADAPTERS = {"layer", "linen", "nnx", "lax", "interop", "serialization"}
+ADAPTERS = {"layer", "linen", "nnx", "lax", "flax_layer", "interop", "serialization"}
 # What a layer is told to do with its parameters and its outputs: each is written down by name.
 DECLARED = {"activations", "constraints", "initializers", "regularizers"}
 
@@ -43,10 +43,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "constraints": {"geometry", "records"},
     "transforms": {"rules", "records"},
     "layer": {"geometry", "functional", "initializers", "rules"},
-    "linen": {"geometry", "initializers", "rules", "layer", "lax"},
-    "nnx": {"geometry", "initializers", "rules", "layer", "lax"},
+    "linen": {"geometry", "initializers", "rules", "layer", "flax_layer"},
+    "nnx": {"geometry", "initializers", "rules", "layer", "flax_layer"},
     "lax": {"geometry", "functional"},
-    "interop": {"geometry", *DECLARED, "layer", "linen", "nnx", "lax"},
+    "flax_layer": {"geometry", "functional", "lax"},
+    "interop": {"geometry", *DECLARED, "layer", "linen", "nnx", "lax", "flax_layer"},
     "serialization": {*DECLARED, "layer", "linen", "nnx"},
     "bench": {"geometry", "auto", "lowering", "functional", "linen"},
     "__init__": {

@@ -16,7 +16,7 @@ from jax import export, lax
 
 from checks import normal
 from side_by_side import Call, compare, error, in_parts, is_refused, pair_of_pads
-from upconv.lax import conv_transpose, flax_conv_transpose, flax_kernel_shape
+from upconv.lax import conv_transpose
 
 # So many calls are compared, in parts of so many that are compiled together.
 PARTS, AT_ONCE = 10, 30
@@ -272,18 +272,3 @@ def test_errors(change: dict[str, Any], exception: type[Exception], message: str
     arguments = {"lhs": X, "rhs": W, "strides": (2, 2), "padding": "SAME", **change}
     with pytest.raises(exception, match=message):
         conv_transpose(**arguments)
-
-
-def test_errors_of_the_layer() -> None:
-    options = {
-        "strides": 1, "padding": "SAME", "kernel_dilation": 1, "transpose_kernel": False,
-        "precision": None, "preferred_element_type": None,
-    }  # fmt: skip
-    with pytest.raises(ValueError, match=r"inputs must be .* with the 2 spatial axes"):
-        flax_conv_transpose(X[0, 0], W, None, **options)
-    with pytest.raises(ValueError, match="kernel_dilation must be at least 1"):
-        flax_conv_transpose(X, W, None, **{**options, "kernel_dilation": 0})
-    with pytest.raises(ValueError, match="kernel_size must have 1 to 3 spatial axes"):
-        flax_kernel_shape((), 3, 4, False)
-    with pytest.raises(ValueError, match=r"mask must have the kernel's shape \(5, 3, 4\)"):
-        flax_kernel_shape(5, 3, 4, False, np.ones((5, 4, 3)))

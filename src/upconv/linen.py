@@ -22,7 +22,7 @@ from flax.core import meta
 from flax.linen import kw_only_dataclasses
 from jax.typing import ArrayLike, DTypeLike
 
-from upconv import geometry, lax
+from upconv import flax_layer, geometry
 from upconv.initializers import Initializer
 from upconv.layer import FIELDS, Activation, Ints, Layer, Parameter, collection
 from upconv.rules import Constraint, Regularizer, Rule, named_leaves, total
@@ -323,18 +323,16 @@ class ConvTranspose(nn.Module):
     @nn.compact
     def __call__(self, inputs: ArrayLike) -> jax.Array:
         """Upsamples `(*batch, *spatial, c_in)`, any number of batch axes, none included."""
-        c_in = lax.flax_in_features(inputs)
-        shape = lax.flax_kernel_shape(
-            self.kernel_size, c_in, self.features, self.transpose_kernel, self.mask
-        )
+        c_in = flax_layer.in_features(inputs)
+        features = geometry.integer("features", self.features, minimum=1)
+        shape = flax_layer.kernel_shape(self.kernel_size, c_in, features, self.transpose_kernel)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
-        if self.mask is not None:
-            kernel *= self.mask
+        kernel = flax_layer.masked(kernel, self.mask)
         bias = None
         if self.use_bias:
-            bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
+            bias = self.param("bias", self.bias_init, (features,), self.param_dtype)
         inputs, kernel, bias = self.promote_dtype(inputs, kernel, bias, dtype=self.dtype)
-        return lax.flax_conv_transpose(
+        return flax_layer.conv_transpose(
             inputs,
             kernel,
             bias,

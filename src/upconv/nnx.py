@@ -32,7 +32,7 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 from jax.typing import ArrayLike, DTypeLike
 
-from upconv import geometry, lax
+from upconv import flax_layer, geometry
 from upconv.initializers import Initializer
 from upconv.layer import Activation, Ints, Layer, Parameter
 from upconv.rules import Constraint, Regularizer, Rule, named_leaves, total
@@ -332,12 +332,13 @@ class ConvTranspose(nnx.Module):
         kernel_metadata: Metadata = _NONE,
         bias_metadata: Metadata = _NONE,
     ) -> None:
-        self.kernel_shape = lax.flax_kernel_shape(
-            kernel_size, in_features, out_features, transpose_kernel, mask
+        self.in_features = geometry.integer("in_features", in_features, minimum=1)
+        self.out_features = geometry.integer("out_features", out_features, minimum=1)
+        self.kernel_shape = flax_layer.kernel_shape(
+            kernel_size, self.in_features, self.out_features, transpose_kernel
         )
+        flax_layer.check_mask(mask, self.kernel_shape)
         self.kernel_size = self.kernel_shape[:-2]
-        self.in_features = in_features
-        self.out_features = out_features
         self.strides = _hashable(strides)
         self.padding = _hashable(padding)
         self.kernel_dilation = _hashable(kernel_dilation)
@@ -353,19 +354,16 @@ class ConvTranspose(nnx.Module):
         self.kernel = nnx.Param(kernel, **kernel_metadata)
         self.bias = nnx.data(None)
         if use_bias:
-            bias = bias_init(rngs.params(), (out_features,), param_dtype)
+            bias = bias_init(rngs.params(), (self.out_features,), param_dtype)
             self.bias = nnx.Param(bias, **bias_metadata)
 
     def __call__(self, inputs: ArrayLike) -> jax.Array:
         """Upsamples `(*batch, *spatial, in_features)`, any number of batch axes, none included."""
-        lax.flax_in_features(inputs)
-        kernel = self.kernel[...]
-        if self.mask is not None:
-            lax.check_mask(self.mask, kernel.shape)  # it may have been replaced
-            kernel *= self.mask
+        flax_layer.in_features(inputs)
+        kernel = flax_layer.masked(self.kernel[...], self.mask)
         bias = None if self.bias is None or not self.use_bias else self.bias[...]
         inputs, kernel, bias = self.promote_dtype((inputs, kernel, bias), dtype=self.dtype)
-        return lax.flax_conv_transpose(
+        return flax_layer.conv_transpose(
             inputs,
             kernel,
             bias,

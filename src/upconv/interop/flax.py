@@ -1,9 +1,9 @@
 """Layers of Flax, `flax.linen.ConvTranspose` and `flax.nnx.ConvTranspose`, and our drop-ins.
 
 Explicit padding pads the dilated input, and without `transpose_kernel` the kernel is flipped
-against ours and its last two axes are swapped. `upconv.lax` knows this convention, which is that of
-`jax.lax.conv_transpose`, and Flax's own of `"CIRCULAR"` (`flax/linen/linear.py`); here are the
-names of arguments.
+relative to ours and its last two axes are swapped. `upconv.lax` knows this convention, which is
+that of `jax.lax.conv_transpose`, and `upconv.flax_layer` Flax's own of `"CIRCULAR"`
+(`flax/linen/linear.py`); here are the names of arguments.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from flax import linen as flax_linen
 from flax import nnx as flax_nnx
 from flax.core import meta
 
-from upconv import geometry, lax, linen, nnx
+from upconv import flax_layer, geometry, lax, linen, nnx
 from upconv.interop import arguments, arrays, pairs
 from upconv.interop.pairs import LinenLayer, Pair
 
@@ -266,7 +266,7 @@ def _to_padding(module: Any, transpose_kernel: bool) -> str | geometry.Pads:
 
 def _check_circular(span: Sequence[int], strides: Sequence[int], transpose_kernel: bool) -> None:
     """Raises a ValueError where Flax's circular output is not aligned as ours."""
-    if any(lax.circular_shift(span, strides, transpose_kernel)):
+    if any(flax_layer.circular_shift(span, strides, transpose_kernel)):
         raise ValueError(
             "padding='CIRCULAR' with transpose_kernel=True is one pixel further in Flax where the "
             f"kernel exceeds the stride by an odd number, got {span} and {strides}"
