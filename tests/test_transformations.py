@@ -6,6 +6,7 @@ rules. What needs several devices is in `test_devices.py`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -589,12 +590,46 @@ class TestModes:
     def test_debug_nans(self, rng: np.random.Generator) -> None:
         x, w, _ = operands(PLAIN, rng)
         step = jax.jit(jax.grad(loss(layer()), (0, 1)))
+        nan = jnp.asarray(x).at[0, 0, 0, 0].set(np.nan)
         with jax.debug_nans(True):
             y = PLAIN.scatter(x, w)
             close(step(x, w), (PLAIN.gather(np.cos(y), w), PLAIN.correlate(x, np.cos(y))))
-            x[0, 0, 0, 0] = np.nan
-            with pytest.raises(FloatingPointError):
-                layer()(x, w)
+            for run in (layer(), step):
+                with pytest.raises(FloatingPointError, match=r"invalid value \(nan\) encountered"):
+                    run(nan, w)
+        infinite = nan.at[0, 0, 0, 0].set(np.inf)
+        with jax.debug_infs(True), pytest.raises(FloatingPointError, match="upconv_conv_transpose"):
+            layer()(infinite, w)
+
+    @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+    def test_the_default_precision_is_that_of_tracing(
+        self, platform: str, rng: np.random.Generator
+    ) -> None:
+        def run(x: jax.Array, w: jax.Array) -> jax.Array:
+            with jax.default_matmul_precision("highest"):
+                return layer()(x, w)
+
+        x, w, ct = operands(PLAIN, rng)
+        traced = jax.jit(with_gradients(run)).trace(x, w, ct)
+        text = traced.lower(lowering_platforms=(platform,)).as_text("hlo")
+        maps = re.findall(r" (?:convolution|dot)\(.*", text)
+        assert len(maps) >= 3
+        assert all("operand_precision={highest,highest}" in computed for computed in maps)
+
+    def test_64_bits_in_a_context(self, rng: np.random.Generator) -> None:
+        x, w, ct = operands(PLAIN, rng)
+
+        def inside(x: jax.Array, w: jax.Array) -> jax.Array:
+            with jax.enable_x64(True):
+                return layer()(x.astype("float64"), w.astype("float64")).astype("float32")
+
+        close(jax.jit(inside)(x, w), PLAIN.scatter(x, w))
+        with jax.enable_x64(True):
+            y, pull = jax.vjp(layer(), *(jnp.asarray(a, "float64") for a in (x, w)))
+            cotangent = jnp.asarray(ct, "float64")
+        got = [y, *pull(cotangent)]  # outside
+        assert {a.dtype for a in got} == {np.dtype("float64")}
+        close(got, PLAIN.maps(*(np.float64(a) for a in (x, w, ct))), 1e-12)
 
     def test_no_tracer_leaks(self, rng: np.random.Generator) -> None:
         x, w, _ = operands(PLAIN, rng)

@@ -5,9 +5,9 @@ With `x`: input, `w`: kernel, `y`: output of one transposed convolution,
 ==================  ===========  ====  =======================  =======================
 map                 from         to    transposed in its 1st    in its 2nd argument
 ==================  ===========  ====  =======================  =======================
-T `transpose`       x, w         y     C(ct, w)                 G(x, ct)
-C `strided`         y, w         x     T(ct, w)                 G(ct, y)
-G `kernel_grad`     x, y         w     C(y, ct)                 T(x, ct)
+T `conv_transpose`       x, w         y     C(ct, w)                 G(x, ct)
+C `conv`         y, w         x     T(ct, w)                 G(ct, y)
+G `correlate_kernel`     x, y         w     C(y, ct)                 T(x, ct)
 ==================  ===========  ====  =======================  =======================
 
 Each is linear in both arguments, so every derivative of any order is one of the three, and
@@ -22,6 +22,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
@@ -30,7 +31,7 @@ from jax import lax
 from jax.core import ShapedArray
 from jax.experimental.xla_metadata import set_xla_metadata
 from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import ad, batching, mlir, xla
 from jax.sharding import AbstractMesh, PartitionSpec
 
 from upconv import auto, lowering
@@ -39,24 +40,26 @@ from upconv.lowering.axes import merge, merge_last, move, split_groups
 from upconv.lowering.numerics import Numerics
 
 
-def transpose(x: jax.Array, w: jax.Array, geometry: Geometry, numerics: Numerics) -> jax.Array:
+def conv_transpose(x: jax.Array, w: jax.Array, geometry: Geometry, numerics: Numerics) -> jax.Array:
     """T: the transposed convolution of `x` by `w`."""
-    return _bind(transpose_p, x, w, geometry, numerics)
+    return _bind(conv_transpose_p, x, w, geometry, numerics)
 
 
-def strided(y: jax.Array, w: jax.Array, geometry: Geometry, numerics: Numerics) -> jax.Array:
+def conv(y: jax.Array, w: jax.Array, geometry: Geometry, numerics: Numerics) -> jax.Array:
     """C: the strided convolution that T transposes."""
-    return _bind(strided_p, y, w, geometry, numerics)
+    return _bind(conv_p, y, w, geometry, numerics)
 
 
-def kernel_grad(x: jax.Array, y: jax.Array, geometry: Geometry, numerics: Numerics) -> jax.Array:
+def correlate_kernel(
+    x: jax.Array, y: jax.Array, geometry: Geometry, numerics: Numerics
+) -> jax.Array:
     """G: the correlation of `x` with `y`, T's gradient in the kernel."""
-    return _bind(kernel_grad_p, x, y, geometry, numerics)
+    return _bind(correlate_kernel_p, x, y, geometry, numerics)
 
 
-transpose_p = Primitive("upconv_transpose")
-strided_p = Primitive("upconv_strided")
-kernel_grad_p = Primitive("upconv_kernel_grad")
+conv_transpose_p = Primitive("upconv_conv_transpose")
+conv_p = Primitive("upconv_conv")
+correlate_kernel_p = Primitive("upconv_correlate_kernel")
 
 
 def _bind(
@@ -83,9 +86,9 @@ def _vary(x: Any, axes: frozenset[str]) -> Any:
 
 # Each map pairs two of the three operands and gives the third.
 OPERANDS = {
-    transpose_p: ("x", "w", "y"),
-    strided_p: ("y", "w", "x"),
-    kernel_grad_p: ("x", "y", "w"),
+    conv_transpose_p: ("x", "w", "y"),
+    conv_p: ("y", "w", "x"),
+    correlate_kernel_p: ("x", "y", "w"),
 }
 
 # With the channels of x, y and w split into (groups, channels of one group), the axis of every
@@ -213,20 +216,10 @@ def _unfold(operand: str, role: str, a: jax.Array, size: Any, groups: int) -> ja
 
 
 COMPUTE = {
-    transpose_p: lowering.transpose,
-    strided_p: lowering.strided,
-    kernel_grad_p: lowering.kernel_grad,
+    conv_transpose_p: lowering.conv_transpose,
+    conv_p: lowering.conv,
+    correlate_kernel_p: lowering.correlate_kernel,
 }
-
-
-def _impl(p: Primitive, lhs: Any, rhs: Any, *, geometry: Geometry, numerics: Numerics) -> jax.Array:
-    with jax.disable_jit(False):  # a primitive is compiled whatever the caller does, as lax's are
-        return _jitted(p, geometry, numerics)(lhs, rhs)
-
-
-@functools.lru_cache(maxsize=4096)
-def _jitted(p: Primitive, geometry: Geometry, numerics: Numerics) -> Callable[..., jax.Array]:
-    return jax.jit(functools.partial(p.bind, geometry=geometry, numerics=numerics))
 
 
 def _lower(
@@ -245,8 +238,15 @@ def _lower(
     ctx = ctx.replace(
         avals_in=tuple(map(_plain, ctx.avals_in)), avals_out=tuple(map(_plain, ctx.avals_out))
     )
-    with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):
+    with jax.sharding.use_abstract_mesh(AbstractMesh((), ())), _dtypes_kept(ctx):
         return mlir.lower_fun(fun, multiple_results=False)(ctx, lhs, rhs)
+
+
+def _dtypes_kept(ctx: Any) -> AbstractContextManager[Any]:
+    """Where 64 bits are allowed, though the context that the map was traced in has ended."""
+    dtypes = {aval.dtype for aval in (*ctx.avals_in, *ctx.avals_out)}
+    lost = any(jax.dtypes.canonicalize_dtype(dtype) != dtype for dtype in dtypes)
+    return jax.enable_x64(True) if lost else nullcontext()
 
 
 def _plain(aval: ShapedArray) -> ShapedArray:
@@ -285,7 +285,7 @@ def _is_partitioned(ctx: Any) -> bool:
 
 
 def _register(p: Primitive) -> None:
-    p.def_impl(functools.partial(_impl, p))
+    p.def_impl(functools.partial(xla.apply_primitive, p))
     p.def_abstract_eval(functools.partial(_abstract_eval, p))
     ad.defbilinear(p, _transpose_rule(p, 0), _transpose_rule(p, 1))
     batching.primitive_batchers[p] = functools.partial(_batch, p)

@@ -100,9 +100,9 @@ def conv_transpose(
     numerics = _numerics(x, kernel, lowering, precision, preferred_element_type)
     batch, x = _flatten(x, rank, last)
     if _is_circular(padding):
-        y = _wrap(_transpose(x, kernel, _uncropped(g), numerics), g)
+        y = _wrap(_conv_transpose(x, kernel, _uncropped(g), numerics), g)
     else:
-        y = _transpose(x, kernel, g, numerics)
+        y = _conv_transpose(x, kernel, g, numerics)
     return _unflatten(y, batch, last)
 
 
@@ -164,7 +164,7 @@ def conv(
     batch, y = _flatten(y, rank, last)
     if _is_circular(padding):
         y, g = _unwrap(y, g), _uncropped(g)
-    return _unflatten(_strided(y, kernel, g, numerics), batch, last)
+    return _unflatten(_conv(y, kernel, g, numerics), batch, last)
 
 
 def output_shape(
@@ -247,21 +247,23 @@ def add_bias(y: jax.Array, bias: jax.typing.ArrayLike, channel_axis: int) -> jax
 # ------------------------------------------------------------------ which maps
 
 
-def _transpose(x: jax.Array, w: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
+def _conv_transpose(x: jax.Array, w: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
     if num.lowering != lowering.REFERENCE:
-        return bilinear.transpose(x, w, g, num)
+        return bilinear.conv_transpose(x, w, g, num)
     front, g = _without_front(g)
-    return _pad_front(lowering.transpose(x, w, g, num), front)
+    return _pad_front(lowering.conv_transpose(x, w, g, num), front)
 
 
-def _strided(y: jax.Array, w: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
+def _conv(y: jax.Array, w: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
     if num.lowering != lowering.REFERENCE:
-        return bilinear.strided(y, w, g, num)
+        return bilinear.conv(y, w, g, num)
     front, g = _without_front(g)
-    return lowering.strided(_pad_front(y, [-n for n in front]), w, g, num)
+    return lowering.conv(_pad_front(y, [-n for n in front]), w, g, num)
 
 
 def _numerics(x: jax.Array, kernel: jax.Array, name: str, precision: Any, dtype: Any) -> Numerics:
+    if precision is None:  # now: when the maps are lowered, its context may have ended
+        precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
     return Numerics(
         check_lowering(name), check_precision(precision), _check_dtype(dtype, x, kernel)
     )
