@@ -28,7 +28,9 @@ HERE = Path(__file__).parent
 PAGE = HERE / "api.md"
 
 # What the others are made of. Their docstrings speak to those who read the source.
-INTERNAL = ("geometry", "auto", "lowering", "bilinear", "functional", "layer", "records", "bench")
+INTERNAL = (
+    "geometry", "auto", "lowering", "bilinear", "functional", "layer", "flax_layer", "records", "bench",
+)  # fmt: skip
 # What comes first on the page, before the rest in alphabetical order.
 FIRST = ("linen", "nnx", "transforms", "rules", "regularizers", "constraints", "initializers")
 

@@ -335,7 +335,7 @@ MUTATIONS = [
     Mutation(
         "a name for the transposed convolution fixes its gradients too",
         "lowering/__init__",
-        '"subpixel": {"transpose": "subpixel"},',
+        '"subpixel": {"conv_transpose": "subpixel"},',
         '"subpixel": CONVOLUTIONS._replace(transpose="subpixel")._asdict(),',
         ("test_functional", "leaves_the_gradients"),
     ),

@@ -160,9 +160,9 @@ def test_every_way_of_every_map_is_timed(main: Any, tmp_path: Path) -> None:
     main(["--quick", "--maps", "--layers", "unet3x3", "--json", str(record)])
     maps = json.loads(record.read_text())["maps"]
     tables = {
-        "transpose": lowering.TRANSPOSE,
-        "strided": lowering.STRIDED,
-        "kernel_grad": lowering.KERNEL_GRAD,
+        "conv_transpose": lowering.CONV_TRANSPOSE,
+        "conv": lowering.CONV,
+        "correlate_kernel": lowering.CORRELATE_KERNEL,
     }
     for name, table in tables.items():
         entries = [entry for entry in maps if entry["map"] == name]

@@ -134,7 +134,7 @@ def test_volumes_are_convolved_as_planes(stride: int) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
     ("map_", "most", "least"),
-    [("transpose", 1.03, 2.6), ("strided", 1.02, 1.5), ("kernel_grad", 1.05, 1.5)],
+    [("conv_transpose", 1.03, 2.6), ("conv", 1.02, 1.5), ("correlate_kernel", 1.05, 1.5)],
 )
 def test_the_ways_taken_are_nearly_the_fastest(
     map_: str, dtype: str, most: float, least: float

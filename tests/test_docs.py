@@ -187,7 +187,7 @@ def test_the_tables_of_ways_name_what_there_is() -> None:
         *lowering.LOWERINGS
     ]
     (ways,) = (t for t in tables(text) if t[0][0].strip() == "way")
-    maps = {"T": lowering.TRANSPOSE, "C": lowering.STRIDED, "G": lowering.KERNEL_GRAD}
+    maps = {"T": lowering.CONV_TRANSPOSE, "C": lowering.CONV, "G": lowering.CORRELATE_KERNEL}
     said = {row[0].strip("` "): row for row in ways[2:]}
     for letter, table in maps.items():
         assert {name for name, row in said.items() if letter in row[1].split(", ")} == {*table}

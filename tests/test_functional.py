@@ -308,7 +308,7 @@ class TestReach:
         assert seen == {("T", name), *((map_, way) for map_, way in by_auto if map_ != "T")}
 
 
-TABLES = {"T": lowering.TRANSPOSE, "C": lowering.STRIDED, "G": lowering.KERNEL_GRAD}
+TABLES = {"T": lowering.CONV_TRANSPOSE, "C": lowering.CONV, "G": lowering.CORRELATE_KERNEL}
 
 
 def taken_ways(monkeypatch: pytest.MonkeyPatch) -> set[tuple[str, str]]:

@@ -90,7 +90,7 @@ def ways(a: Layer) -> Ways:
         return PRODUCTS
     if set(a.g.kernel_size) == set(a.g.strides) == {1}:
         return PRODUCTS  # of pixels by channels, as they are
-    return Ways(_transpose(a), _strided(a), _kernel_grad(a))
+    return Ways(_conv_transpose(a), _conv(a), _correlate_kernel(a))
 
 
 def _phases_are_more(a: Layer) -> bool:
@@ -123,7 +123,7 @@ def _itemsize(a: Layer) -> int:
     return max(a.dtype.itemsize, 4)
 
 
-def _transpose(a: Layer) -> str:
+def _conv_transpose(a: Layer) -> str:
     g = a.g
     if all(n == 1 or k <= s for n, k, s in zip(g.input_size, g.span, g.strides, strict=True)):
         # No two products meet. 2x64x64x128 -> 64, 2x2 / 2: 0.65. 64x1x1x100 -> 512, 4x4: 0.2, where
@@ -189,7 +189,7 @@ def _transpose_in_3d(a: Layer) -> str:
     return "planes" if whole or a.g.strides[0] > MANY_PHASES else "plane_phases"
 
 
-def _strided(a: Layer) -> str:
+def _conv(a: Layer) -> str:
     g = a.g
     if g.rank == 3:
         # 12x12x12x64 -> 32, 3x3x3 / 2: 0.4.
@@ -239,7 +239,7 @@ def _blocks_pay(a: Layer) -> bool:
     return narrow and large and whole and minds and little and a.overlap > 1
 
 
-def _kernel_grad(a: Layer) -> str:
+def _correlate_kernel(a: Layer) -> str:
     if a.g.rank == 3:
         # XLA:CPU has no fast convolution of three dimensions. 12x12x12x64 -> 32, 3x3x3 / 2: 0.1.
         return "matmul" if _is_sparse(a) else "planes"

@@ -61,14 +61,14 @@ def ways(a: Layer) -> Ways:
         # 8x56x56x1 -> 1, 3x3: 2.7, 2.5; 3.9, 3.7; 11, 9. 16 groups of 8x28x28x8 -> 8, 3x3 / 2: 1.1,
         # 1.3; 2.2, 2.2; 1.4, 2.8.
         return PRODUCTS
-    return Ways(_transpose(a), _strided(a), _kernel_grad(a))
+    return Ways(_conv_transpose(a), _conv(a), _correlate_kernel(a))
 
 
 def _is_ragged(a: Layer) -> bool:
     return a.filters % ALIGNED > 0 or a.channels % ALIGNED > 0
 
 
-def _transpose(a: Layer) -> str:
+def _conv_transpose(a: Layer) -> str:
     grouped = a.g.groups > 1
     if max(a.g.strides) == 1:
         # 16x56x56x64 -> 3, 3x3: 0.25, 0.3. 16x56x56x128 -> 8, 5x5: 0.55, 0.55.
@@ -93,7 +93,7 @@ def _transpose(a: Layer) -> str:
     return _by_planes(a, "input_dilation")  # 8x12x12x12x64 -> 32, 3x3x3 / 2: 0.55, 0.5
 
 
-def _strided(a: Layer) -> str:
+def _conv(a: Layer) -> str:
     sums = a.pixels * a.channels * a.g.groups
     long = a.taps * a.filters >= LONG_SUM and sums <= FEW_SUMS and a.overlap <= OVERLAP
     misfit = _is_ragged(a) or (a.g.groups > 1 and a.pixels <= FEW_PIXELS)
@@ -106,7 +106,7 @@ def _strided(a: Layer) -> str:
     return _by_planes(a, "strided")  # 12x12x12x64 -> 32, 3x3x3 / 2: 0.55, 0.5
 
 
-def _kernel_grad(a: Layer) -> str:
+def _correlate_kernel(a: Layer) -> str:
     misfit = _is_ragged(a) or a.g.groups > 1 or a.g.rank == 3
     most = WINDOWS_OF_MISFITS if misfit else WINDOWS_OF_G
     if a.products <= most or max(a.g.dilation_rate) > 1:

@@ -13,9 +13,9 @@ from upconv.geometry import Geometry
 class Ways(NamedTuple):
     """One way for each map, by its name in `upconv.lowering.WAYS`."""
 
-    transpose: str
-    strided: str
-    kernel_grad: str
+    conv_transpose: str
+    conv: str
+    correlate_kernel: str
 
 
 CONVOLUTIONS = Ways("input_dilation", "strided", "backward_filter")

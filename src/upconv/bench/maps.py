@@ -16,7 +16,7 @@ from upconv.bench.layers import LayerSpec, random_data
 from upconv.bench.measuring import Effort, Row, measure, statistics_of, timed
 from upconv.lowering.numerics import Numerics, Way
 
-OPERANDS = {"transpose": "xw", "strided": "yw", "kernel_grad": "xy"}
+OPERANDS = {"conv_transpose": "xw", "conv": "yw", "correlate_kernel": "xy"}
 
 
 def bench_maps(layer: LayerSpec, dtype: str, effort: Effort) -> list[dict[str, Any]]:

@@ -50,37 +50,37 @@ from upconv.lowering.numerics import Numerics, Way
 
 # ------------------------------------------------------------------ the ways, by name
 
-TRANSPOSE: dict[str, Way] = {
+CONV_TRANSPOSE: dict[str, Way] = {
     "input_dilation": transposed.input_dilation,
     "subpixel": transposed.subpixel,
     "phases": functools.partial(transposed.subpixel, split=3),
-    "matmul": products.transpose,
+    "matmul": products.conv_transpose,
     "planes": functools.partial(transposed.subpixel, convolve=convolve_planes),
     "plane_phases": functools.partial(transposed.subpixel, split=1, convolve=convolve_planes),
 }
 
-STRIDED: dict[str, Way] = {
+CONV: dict[str, Way] = {
     "strided": windowed.strided,
     "blocks": windowed.blocks,
-    "matmul": products.strided,
+    "matmul": products.conv,
     "planes": functools.partial(windowed.strided, convolve=convolve_planes),
 }
 
-KERNEL_GRAD: dict[str, Way] = {
+CORRELATE_KERNEL: dict[str, Way] = {
     "backward_filter": filters.backward_filter,
     "flat_filter": filters.flat_filter,
     "phase_filter": filters.phase_filter,
-    "matmul": products.kernel_grad,
+    "matmul": products.correlate_kernel,
     "planes": filters.plane_filter,
 }
 
-WAYS = {"transpose": TRANSPOSE, "strided": STRIDED, "kernel_grad": KERNEL_GRAD}
+WAYS = {"conv_transpose": CONV_TRANSPOSE, "conv": CONV, "correlate_kernel": CORRELATE_KERNEL}
 
 # What each name of a lowering fixes; `upconv.auto` chooses the rest.
 NAMED: dict[str, dict[str, str]] = {
     "auto": {},
-    "input_dilation": {"transpose": "input_dilation"},
-    "subpixel": {"transpose": "subpixel"},
+    "input_dilation": {"conv_transpose": "input_dilation"},
+    "subpixel": {"conv_transpose": "subpixel"},
     "matmul": PRODUCTS._asdict(),
     "lax": CONVOLUTIONS._asdict(),
 }
@@ -93,20 +93,20 @@ LOWERINGS = tuple(NAMED)
 # ------------------------------------------------------------------ the maps
 
 
-def transpose(x: jax.Array, w: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
+def conv_transpose(x: jax.Array, w: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
     """T: `(N, *n, groups * ci)` and `(*k, co, groups * ci)` to `(N, *output, groups * co)`."""
-    return _compute("transpose", x, w, w.shape, g, num)
+    return _compute("conv_transpose", x, w, w.shape, g, num)
 
 
-def strided(y: jax.Array, w: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
+def conv(y: jax.Array, w: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
     """C: `(N, *output, groups * co)` and `(*k, co, groups * ci)` to `(N, *n, groups * ci)`."""
-    return _compute("strided", y, w, w.shape, g, num)
+    return _compute("conv", y, w, w.shape, g, num)
 
 
-def kernel_grad(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
+def correlate_kernel(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
     """G: `(N, *n, groups * ci)` and `(N, *output, groups * co)` to `(*k, co, groups * ci)`."""
     kernel_shape = (*g.kernel_size, y.shape[-1] // g.groups, x.shape[-1])
-    return _compute("kernel_grad", x, y, kernel_shape, g, num)
+    return _compute("correlate_kernel", x, y, kernel_shape, g, num)
 
 
 def _compute(

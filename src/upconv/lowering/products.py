@@ -19,7 +19,7 @@ from upconv.lowering.numerics import Numerics, accumulator
 from upconv.lowering.phases import interleave
 
 
-def transpose(x: jax.Array, w: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
+def conv_transpose(x: jax.Array, w: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
     """T as one matrix product, of every input pixel by the whole kernel, and an overlap-add."""
     r = g.rank
     # (N, *n, ci) by (*k, co, ci) to (N, *n, *k, co)
@@ -27,7 +27,7 @@ def transpose(x: jax.Array, w: jax.Array, g: Geometry, num: Numerics) -> jax.Arr
     return _overlap_add(p, g).astype(num.dtype)
 
 
-def strided(y: jax.Array, w: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
+def conv(y: jax.Array, w: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
     """C as one matrix product of windows and kernel."""
     r = g.rank
     # (N, *n, *k, co) by (*k, co, ci) to (N, *n, ci)
@@ -35,7 +35,7 @@ def strided(y: jax.Array, w: jax.Array, g: Geometry, num: Numerics) -> jax.Array
     return x.astype(num.dtype)
 
 
-def kernel_grad(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
+def correlate_kernel(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
     """G as one matrix product of windows and inputs."""
     pixels = range(g.rank + 1)
     # (N, *n, *k, co) by (N, *n, ci) to (*k, co, ci)
