@@ -24,7 +24,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import upconv
-from cases import Case
+from cases import Case, draw
 from checks import PLAIN, close, layer, loss, with_gradients
 from upconv.regularizers import Orthogonal
 
@@ -255,6 +255,20 @@ def what_is_split_automatically_is_a_plain_convolution() -> None:
         assert split.count("stablehlo.convolution") == 3, platform
         assert "stablehlo.dot_general" not in split, platform
         assert "stablehlo.dot_general" in alone, platform
+
+
+@check
+def groups_where_no_convolution_gives_the_kernels_gradient() -> None:
+    """The partitioner would multiply it by the size of an axis without images, or abort."""
+    case = Case("groups", (6, 5), (3, 4), 16, 8, (8,), strides=2, padding="same", groups=2)
+    args = draw(np.random.default_rng(0), case.x_shape, case.kernel_shape, case.y_shape)
+    run = jax.jit(with_gradients(layer(case)))
+    images, channels = P("data"), P(None, None, None, ("data", "model"))
+    for layout in ((images, P(), images), (channels, P(), P()), (channels, channels, P())):
+        for kind in (AxisType.Auto, AxisType.Explicit):
+            with jax.set_mesh(mesh(kind)):
+                placed = [jax.device_put(a, s) for a, s in zip(args, layout, strict=True)]
+                close(run(*placed), case.maps(*args))
 
 
 @check

@@ -271,11 +271,18 @@ MUTATIONS = [
     Mutation(
         "what a partitioner is to split is computed as if it were on one device",
         "bilinear",
-        "platform=None if _is_partitioned(ctx) else platform",
+        "platform=auto.PARTITIONED if _is_partitioned(ctx) else platform",
         "platform=platform",
         ("test_devices", "plain_convolution"),
     ),
     # ---- their lowerings
+    Mutation(
+        "the partitioner is given convolutions of groups",
+        "auto/__init__",
+        'CONVOLUTIONS._replace(correlate_kernel="matmul")',
+        "CONVOLUTIONS",
+        ("test_devices", "groups_where_no"),
+    ),
     Mutation(
         "a flipped kernel",
         "lowering/transposed",

@@ -232,7 +232,7 @@ def _lower(
     geometry: Geometry,
     numerics: Numerics,
 ) -> Any:
-    numerics = numerics._replace(platform=None if _is_partitioned(ctx) else platform)
+    numerics = numerics._replace(platform=auto.PARTITIONED if _is_partitioned(ctx) else platform)
     compute = functools.partial(COMPUTE[p], g=geometry, num=numerics)
     fun = _kept_apart(compute) if numerics.platform == "cpu" else compute
     ctx = ctx.replace(

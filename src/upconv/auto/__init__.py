@@ -20,6 +20,9 @@ from upconv.geometry import Geometry, Size
 # By the platform that a computation is lowered for.
 RULES: dict[str, Callable[[Layer], Ways]] = {"cpu": cpu.ways, "cuda": cuda.ways}
 
+# Stands for the platform where XLA's partitioner splits a map over several devices.
+PARTITIONED = "partitioned"
+
 
 def ways(
     g: Geometry, batch: Size, kernel_shape: Sequence[int], dtype: Any, platform: str | None
@@ -31,10 +34,14 @@ def ways(
       batch: `N`.
       kernel_shape: `(*k, co, groups * ci)`.
       dtype: of the operands.
-      platform: of the single device that computes the map. Anything else gets plain convolutions,
-        which XLA's partitioner splits by batch, channels and space, and which every platform has
-        kernels for.
+      platform: of the single device that computes the map, or `PARTITIONED`. Without rules there
+        are plain convolutions, which XLA's partitioner splits by batch, channels and space, and
+        which every platform has kernels for.
     """
+    if platform == PARTITIONED and g.groups > 1:
+        # Of a mesh axis without a part in the batch, the partitioner multiplies this G by the size,
+        # and where it splits channels it may abort (jaxlib 0.10.2 and 0.12.0.1).
+        return CONVOLUTIONS._replace(correlate_kernel="matmul")
     static = all(isinstance(n, int) for n in (batch, *g.output_size))
     if platform not in RULES or not static:
         return CONVOLUTIONS

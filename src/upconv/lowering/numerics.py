@@ -18,8 +18,8 @@ class Numerics(NamedTuple):
       lowering: a name out of `LOWERINGS`.
       precision: as in `jax.lax.conv_general_dilated`.
       dtype: of the result; both operands are promoted to a common dtype.
-      platform: of the single device that computes the map, which is known only when it is lowered;
-        None where several do.
+      platform: of the single device that computes the map, or `upconv.auto.PARTITIONED`; it is
+        known only when the map is lowered.
     """
 
     lowering: str
