@@ -103,6 +103,13 @@ def loss(f: Function) -> Function:
     return lambda *args: sum(jnp.sum(jnp.sin(y)) for y in jax.tree.leaves(f(*args)))
 
 
+def numerics_of(f: Function, *args: Any) -> list[Any]:
+    """What the maps in a function of arrays and in its gradients are told of their numerics."""
+    gradient = jax.grad(loss(f), tuple(range(len(args))))
+    eqns = jax.make_jaxpr(gradient)(*args).eqns
+    return [eqn.params["numerics"] for eqn in eqns if "numerics" in eqn.params]
+
+
 def with_gradients(f: Function) -> Function:
     """What `f` makes of its arguments, and its gradients in all of them along a cotangent."""
 

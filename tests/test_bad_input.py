@@ -337,6 +337,7 @@ LAYER: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"padding": None}, TypeError, "padding"),
     ({"data_format": "NHWC"}, ValueError, "data_format must be one of .*, got 'NHWC'"),
     ({"data_format": 1}, TypeError, "data_format must be a string, got 1"),
+    ({"activation": "__repr__"}, ValueError, "activation must be callable, .*got '__repr__'"),
     ({"activation": "rely"}, ValueError, "got 'rely' .did you mean 'relu'"),
     ({"activation": "_src"}, ValueError, "activation must be callable, .*got '_src'"),
     ({"activation": "initializers"}, ValueError, "activation must .*got 'initializers'"),

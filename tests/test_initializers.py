@@ -68,6 +68,46 @@ def test_moments(family: str, variance: Any, distribution: str, strides: Any, gr
     np.testing.assert_allclose(np.abs(kernel).max(), width * np.sqrt(expected), rtol=1e-2)
 
 
+@pytest.mark.parametrize("mode", ["fan_in", "fan_out", "fan_avg"])
+@pytest.mark.parametrize("distribution", ["truncated_normal", "normal", "uniform"])
+def test_variance_scaling(mode: Any, distribution: Any) -> None:
+    initializer = initializers.VarianceScaling(0.7, mode, distribution, strides=2)
+    fan_in, fan_out = initializers.compute_fans(SHAPE, strides=2)
+    fan = {"fan_in": fan_in, "fan_out": fan_out, "fan_avg": (fan_in + fan_out) / 2}[mode]
+    kernel = draw(initializer, SHAPE)
+    np.testing.assert_allclose(kernel.var(), 0.7 / fan, rtol=6 * np.sqrt(2 / kernel.size))
+    np.testing.assert_allclose(kernel.mean(), 0, atol=6 * np.sqrt(0.7 / fan / kernel.size))
+    widest = {"truncated_normal": (2.2, 2.3), "normal": (3.5, 7), "uniform": (1.7, 1.74)}
+    low, high = widest[distribution]
+    assert low < np.abs(kernel).max() / np.sqrt(0.7 / fan) < high
+
+
+# Normal: cut at two standard deviations of the uncut, which keeps 0.774 of its variance.
+@pytest.mark.parametrize(
+    ("initializer", "mean", "stddev", "lowest", "highest"),
+    [
+        (initializers.Normal(0.3, 0.2), 0.3, 0.2, (-1, -0.4), (1, 1.6)),
+        (initializers.TruncatedNormal(0.3, 0.2), 0.3, 0.175925, (-0.1, -0.098), (0.698, 0.7)),
+        (initializers.Uniform(0.1, 0.4), 0.25, 0.3 / np.sqrt(12), (0.1, 0.101), (0.399, 0.4)),
+        (initializers.Constant(0.3), 0.3, 0, (0.3, 0.3), (0.3, 0.3)),
+    ],
+    ids=str,
+)
+def test_moments_of_what_no_fan_scales(
+    initializer: Any, mean: float, stddev: float, lowest: Any, highest: Any
+) -> None:
+    kernel = draw(initializer, SHAPE).astype(np.float64)
+    np.testing.assert_allclose(kernel.mean(), mean, atol=6 * stddev / np.sqrt(kernel.size) + 1e-7)
+    np.testing.assert_allclose(kernel.std(), stddev, rtol=6 / np.sqrt(kernel.size), atol=1e-7)
+    for extreme, (low, high) in ((kernel.min(), lowest), (kernel.max(), highest)):
+        assert low - 1e-6 <= extreme <= high + 1e-6
+
+
+def test_orthogonal() -> None:
+    kernel = draw(initializers.Orthogonal(0.7), (3, 2, 4, 5)).reshape(-1, 5)
+    np.testing.assert_allclose(kernel.T @ kernel, 0.49 * np.eye(5), atol=1e-5)
+
+
 def test_agrees_with_jax_without_strides() -> None:
     for name in ("glorot_uniform", "he_uniform", "lecun_uniform"):
         ours = draw(getattr(initializers, name)(), SHAPE)

@@ -542,6 +542,7 @@ def test_an_argument_comes_back_or_is_refused_by_name(name: str, peer: str) -> N
         ("PyTorch", {"padding": "circular"}, "padding='circular' is not in PyTorch"),
         ("PyTorch", {"padding": "same", "strides": 2}, "padding='same' crops .*both ends alike"),
         ("PyTorch", {"padding": ((0, 1),)}, "padding=.* crops .*both ends alike"),
+        ("PyTorch", {"padding": ((1, 0),)}, "padding=.* crops .*below max.stride, dilation"),
         ("PyTorch", {"padding": ((-1, -1),)}, "padding=.* crops .*both ends alike"),
         ("PyTorch", {"data_format": "channels_last"}, "data_format must be 'channels_first' for P"),
         ("PyTorch", {"dtype": jnp.float16}, "dtype=float16 must be that of the parameters"),

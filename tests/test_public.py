@@ -26,7 +26,7 @@ from jax import export
 from jax.test_util import check_grads
 
 import upconv
-from checks import loss, near, normal
+from checks import loss, near, normal, numerics_of
 from upconv import (
     activations,
     constraints,
@@ -578,3 +578,34 @@ def check_doctest(name: str, row: Row) -> None:
     doc = inspect.getdoc(PUBLIC[name])
     assert doc is not None
     assert ">>>" in doc
+
+
+# ------------------------------------------------------------------ what a layer tells its maps
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+@pytest.mark.parametrize("lowering", ["auto", "subpixel", "matmul"])
+def test_layers_tell_their_maps(lowering: str, dtype: Any) -> None:
+    fields = {"precision": "high", "lowering": lowering, "dtype": dtype}
+    of_linen = linen.Conv2DTranspose(4, 3, **fields)
+    of_nnx = nnx.Conv2DTranspose(3, 4, 3, **fields, rngs=flax_nnx.Rngs(0))
+    check_told(of_linen, of_nnx, lowering, dtype)
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_layers_like_flaxs_tell_their_maps(dtype: Any) -> None:
+    fields = {"precision": "high", "dtype": dtype}
+    of_linen = linen.ConvTranspose(4, (3, 3), **fields)
+    of_nnx = nnx.ConvTranspose(3, 4, (3, 3), **fields, rngs=flax_nnx.Rngs(0))
+    check_told(of_linen, of_nnx, "auto", dtype)
+
+
+def check_told(of_linen: Any, of_nnx: Any, lowering: str, dtype: Any) -> None:
+    x = jnp.ones((2, 5, 4, 3))
+    params = of_linen.init(jax.random.key(0), x)
+    for apply in (lambda x: of_linen.apply(params, x), of_nnx):
+        told = numerics_of(apply, x)
+        assert len(told) == 2  # the map, and its gradient in the inputs
+        assert {n.lowering for n in told} == {lowering}
+        assert {n.precision for n in told} == {(jax.lax.Precision.HIGH,) * 2}
+        assert {n.dtype for n in told} == {jnp.dtype(dtype or "float32")}

@@ -160,20 +160,53 @@ def test_custom_objects_go_by_the_names_given() -> None:
         from_config(config)
 
 
+class Mine(initializers.Normal):
+    """Equal in its fields to what it is not."""
+
+
 @pytest.mark.parametrize(
     "value",
-    [swoosh, lambda x: x, jax.nn.initializers.normal(0.1), initializers.ICNR(2, swoosh)],
-    ids=["function", "lambda", "closure", "nested"],
+    [
+        swoosh,
+        lambda x: x,
+        jax.nn.initializers.normal(0.1),
+        initializers.ICNR(2, swoosh),
+        Mine(stddev=0.2),
+    ],
+    ids=["function", "lambda", "closure", "nested", "subclass"],
 )
 def test_what_has_no_name_is_refused(value: Any) -> None:
     with pytest.raises(ValueError, match=r"kernel_initializer.* must be .* custom_objects"):
         to_config(linen.Conv1DTranspose(4, 3, kernel_initializer=value))
 
 
+def test_a_custom_object_is_not_what_it_equals() -> None:
+    custom, equal = initializers.ICNR(2, swoosh), initializers.ICNR(2, swoosh)
+    assert custom == equal
+    for value in (custom, equal):
+        layer = linen.Conv1DTranspose(4, 3, kernel_initializer=value)
+        if value is custom:
+            config = to_config(layer, custom_objects={"mine": custom})
+            assert config["kernel_initializer"] == {"custom": "mine"}
+        else:
+            with pytest.raises(ValueError, match="custom_objects"):
+                to_config(layer, custom_objects={"mine": custom})
+
+
+class MyLayer(linen.Conv1DTranspose):
+    """A layer that a config of its base would not describe."""
+
+
 @pytest.mark.parametrize(
     "layer",
-    [linen.ConvTranspose(4, (3,)), nnx.Conv2DTranspose, None, {"version": 1}],
-    ids=["drop-in", "class", "none", "config"],
+    [
+        linen.ConvTranspose(4, (3,)),
+        MyLayer(4, 3),
+        nnx.Conv2DTranspose,
+        None,
+        {"version": 1},
+    ],
+    ids=["drop-in", "subclass", "class", "none", "config"],
 )
 def test_only_layers_are_written(layer: Any) -> None:
     with pytest.raises(TypeError, match=r"layer must be one of upconv\.linen\.Conv1DTranspose"):

@@ -254,6 +254,31 @@ def test_none_leaves_are_left_alone(params: Params, gradients: Params) -> None:
     assert_trees_close(after["decoder"], full["decoder"])
 
 
+@pytest.mark.parametrize("hole", [None, optax.MaskedNode()])
+def test_holes_have_no_penalty(hole: Any, params: Params) -> None:
+    """One parameter, a part of the tree, or all of it."""
+    full = float(penalty(params, RULES))
+    encoder = float(penalty(params, {"encoder/kernel": RULES["encoder/kernel"]}))
+    without = {**params, "encoder": {**params["encoder"], "kernel": hole}}
+    np.testing.assert_allclose(penalty(without, RULES), full - encoder, rtol=1e-6)
+    np.testing.assert_allclose(
+        penalty({**params, "encoder": hole}, RULES), full - encoder, rtol=1e-6
+    )
+    assert penalty(hole, RULES) == 0
+
+
+def test_a_regularizer_is_given_float32_at_least() -> None:
+    seen = []
+
+    def regularizer(kernel: jax.Array) -> jax.Array:
+        seen.append(kernel.dtype)
+        return jnp.sum(kernel)
+
+    params = {"kernel": jnp.ones((3, 2), jnp.bfloat16)}
+    assert penalty(params, {"kernel": Rule(regularizer)}) == 6
+    assert seen == [jnp.float32]
+
+
 @pytest.mark.parametrize("outside", [True, False])
 def test_multi_steps(outside: bool, params: Params, gradients: Params) -> None:
     """Accumulated gradients step once, and the step is regularized and projected once."""
@@ -408,6 +433,7 @@ def test_rules_are_copied(params: Params, gradients: Params) -> None:
         ({"stacked_axes": 0}, "stacked_axes must be a tuple of integers, got 0"),
         ({"stacked_axes": [0]}, r"stacked_axes must be a tuple of integers, got \[0\]"),
         ({"stacked_axes": (0.0,)}, r"stacked_axes must be a tuple of integers, got \(0.0,\)"),
+        ({"stacked_axes": (True,)}, r"stacked_axes must be a tuple of integers, got \(True,\)"),
     ],
 )
 def test_bad_rules(fields: Any, match: str) -> None:
