@@ -29,7 +29,8 @@ PAGE = HERE / "api.md"
 
 # What the others are made of. Their docstrings speak to those who read the source.
 INTERNAL = (
-    "geometry", "auto", "lowering", "bilinear", "functional", "layer", "flax_layer", "records", "bench",
+    "geometry", "auto", "lowering", "bilinear", "functional", "layer", "flax_layer", "records",
+    "bench",
 )  # fmt: skip
 # What comes first on the page, before the rest in alphabetical order.
 FIRST = ("linen", "nnx", "transforms", "rules", "regularizers", "constraints", "initializers")

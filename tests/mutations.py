@@ -433,7 +433,7 @@ MUTATIONS = [
     Mutation(
         "a phase apart ends with the output, rounded down",
         "lowering/phases",
-        "Run(r, s, 1, first, first + -(-out // s))",
+        "Run(r, s, 1, first, first + cdiv(out, s))",
         "Run(r, s, 1, first, first + out // s)",
         CASES_2D,
     ),
@@ -447,8 +447,8 @@ MUTATIONS = [
     Mutation(
         "planes in their order count as all planes",
         "lowering/axes",
-        "np.array_equal(row.ravel(), np.arange(y.shape[1]))",
-        "row.size == y.shape[1]",
+        "np.array_equal(row.ravel(), np.arange(y.shape[axis]))",
+        "row.size == y.shape[axis]",
         ("test_functional", "test_case and 3d"),
     ),
     Mutation(
@@ -515,11 +515,46 @@ MUTATIONS = [
         CASES_2D,
     ),
     Mutation(
-        "taps of a window of phases are next to each other",
+        "a window of phases moves to where a dilated kernel has no tap",
         "lowering/filters",
-        "(*g.dilation_rate, 1, 1))\n\n\ndef plane_filter",
-        "(*(1,) * r, 1, 1))\n\n\ndef plane_filter",
-        ("test_functional", "dilation or dilated"),
+        "        ],\n        strides=g.dilation_rate,",
+        "        ],\n        strides=(1,) * r,",
+        ("test_functional", "test_case and dilation"),
+    ),
+    Mutation(
+        "taps of a dilated kernel are sought in one phase",
+        "lowering/filters",
+        "if any(s > 1 and d > 1 for",
+        "if any(s > 9 and d > 9 for",
+        ("test_functional", "test_case and dilation"),
+    ),
+    Mutation(
+        "taps of a long kernel are gathered next to each other",
+        "lowering/products",
+        "np.arange(g.kernel_size[a]) * g.dilation_rate[a]",
+        "np.arange(g.kernel_size[a])",
+        ("test_functional", "test_case and far_apart"),
+    ),
+    Mutation(
+        "filters and images of a dilated kernel's gradient change places",
+        "lowering/filters",
+        "w.reshape(-1, co, *w.shape[1:]), 1, -2)",
+        "w.reshape(-1, co, *w.shape[1:]), 1, -1)",
+        ("test_functional", "test_case and dilation"),
+    ),
+    Mutation(
+        "the products of a long kernel are added up",
+        "auto/cpu",
+        "parts > MANY_PARTS",
+        "parts > 9 * MANY_PARTS",
+        ("test_functional", "soon_compiled"),
+    ),
+    Mutation(
+        "windows of a long kernel are made of slices",
+        "lowering/products",
+        "g.phase_taps[a] > MANY_STRIDES",
+        "g.phase_taps[a] > 99 * MANY_STRIDES",
+        ("test_functional", "soon_compiled"),
     ),
     Mutation(
         "a stretched convolution takes every row",
@@ -531,8 +566,8 @@ MUTATIONS = [
     Mutation(
         "phases begin where the full output does",
         "lowering/phases",
-        "Run(r, s, 1, first, first + -(-out // s))",
-        "Run(r, s, 1, 0, -(-out // s))",
+        "Run(r, s, 1, first, first + cdiv(out, s))",
+        "Run(r, s, 1, 0, cdiv(out, s))",
         CASES_2D,
     ),
     Mutation(
@@ -786,7 +821,7 @@ MUTATIONS = [
     Mutation(
         "fans that know no strides",
         "initializers",
-        "-(-k // s) for k, s in zip(",
+        "geometry.cdiv(k, s) for k, s in zip(",
         "k for k, _ in zip(",
         ("test_initializers", "test_fans"),
     ),

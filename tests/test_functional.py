@@ -22,6 +22,7 @@ from cases import CASES, Case, by_name, draw
 from checks import (
     AS_IF_LARGE,
     C_SHORT,
+    OF_CUDA_AS_IF_LARGE,
     Adjoint,
     C,
     Function,
@@ -294,6 +295,8 @@ class TestReach:
             lower(name, FEW)
         with limited({cpu: {"SMALL_PRODUCT": 0, "SMALL_IN_3D": 0, "FRESH": 0}}):
             lower("auto", CASES)
+        with limited(OF_CUDA_AS_IF_LARGE):  # as in `test_cuda.py`
+            lower("auto", CASES)
         assert seen == every
 
     @pytest.mark.parametrize("name", ["input_dilation", "subpixel"])
@@ -306,6 +309,23 @@ class TestReach:
         seen.clear()
         lower(name, FEW)
         assert seen == {("T", name), *((map_, way) for map_, way in by_auto if map_ != "T")}
+
+    @pytest.mark.parametrize(
+        "case",
+        [
+            Case("long", (50,), (401,), padding="same", c_in=4, c_out=2),
+            Case("long_groups", (9, 8), (31, 21), padding="same", c_in=4, c_out=4, groups=4),
+            Case("long_volume", (4, 4, 4), (8, 8, 8), padding="same", c_in=4, c_out=1),
+            Case("far", (50,), (3,), padding="same", c_in=4, c_out=4, groups=4, dilation_rate=128),
+        ],
+        ids=str,
+    )
+    def test_long_kernels_are_soon_compiled(self, case: Case) -> None:
+        """There are not as many operations as a kernel has taps: XLA takes them one by one."""
+        shapes = case.x_shape, case.kernel_shape, case.y_shape
+        args = [jax.ShapeDtypeStruct(shape, "float32") for shape in shapes]
+        text = jax.jit(with_gradients(layer(case))).lower(*args).as_text()
+        assert text.count("stablehlo.") < 150
 
 
 TABLES = {"T": lowering.CONV_TRANSPOSE, "C": lowering.CONV, "G": lowering.CORRELATE_KERNEL}

@@ -309,7 +309,7 @@ def _uncropped(g: Geometry) -> Geometry:
 def _wrap(full: jax.Array, g: Geometry) -> jax.Array:
     """Add what hangs over the end to the start: `y[j]` sums all `i = j + lo` mod `n s`."""
     for axis, (size, lo) in enumerate(zip(g.output_size, g.crop, strict=True), start=1):
-        turns = -(-full.shape[axis] // size)
+        turns = geometry.cdiv(full.shape[axis], size)
         end = [(0, 0)] * full.ndim
         end[axis] = (0, turns * size - full.shape[axis])
         full = jnp.pad(full, end)
@@ -324,7 +324,7 @@ def _unwrap(y: jax.Array, g: Geometry) -> jax.Array:
     for axis, (full, lo) in enumerate(zip(g.full_size, g.crop, strict=True), start=1):
         size = y.shape[axis]
         # A symbolic length is taken to be no shorter than the overhang; the slice checks it.
-        turns = 2 if is_symbolic_dim(size) else -(-full // size)
+        turns = 2 if is_symbolic_dim(size) else geometry.cdiv(full, size)
         y = jnp.concatenate([jnp.roll(y, lo, axis)] * turns, axis)
         y = jax.lax.slice_in_dim(y, 0, full, axis=axis)
     return y

@@ -73,7 +73,7 @@ class Geometry:
     @property
     def phase_taps(self) -> tuple[int, ...]:
         """How many taps a phase of the stride has at most: how many strides `K` spans."""
-        return tuple(-(-k // s) for k, s in zip(self.span, self.strides, strict=True))
+        return tuple(cdiv(k, s) for k, s in zip(self.span, self.strides, strict=True))
 
     @property
     def full_strides(self) -> tuple[Size, ...]:
@@ -97,6 +97,11 @@ class Geometry:
 def dilated(k: int, d: int) -> int:
     """The length that `k` taps cover, `d` apart."""
     return d * (k - 1) + 1
+
+
+def cdiv(a: Size, b: Size) -> Size:
+    """`a / b`, rounded up."""
+    return -(-a // b)
 
 
 def full_length(n: Size, span: int, s: int) -> Size:
@@ -288,7 +293,7 @@ class _Axis:
                 f"circular padding needs a length that the stride {self.s} divides "
                 f"on spatial axis {self.index}, got {m}"
             )
-        return -(-m // self.s)
+        return cdiv(m, self.s)
 
 
 # ------------------------------------------------------------------ all axes

@@ -84,7 +84,7 @@ def compute_fans(
     if c_in % groups:
         raise ValueError(f"groups must divide the {c_in} input channels, got {groups}")
     strides = geometry.per_axis("strides", strides, len(kernel_size))
-    taps = math.prod(-(-k // s) for k, s in zip(kernel_size, strides, strict=True))
+    taps = math.prod(geometry.cdiv(k, s) for k, s in zip(kernel_size, strides, strict=True))
     return c_in // groups * taps, filters_per_group * math.prod(kernel_size)
 
 

@@ -62,6 +62,11 @@ MANY_PRODUCTS = 128
 # More convolutions than these, one for each phase, take long to compile.
 MANY_PHASES = 9
 
+# More products of a pixel than these, which have to be added up, take long to compile: 441 of
+# 1x28x28x32 in 32 groups, 21x21, take 1.1 s, and 961 take 20. So do fewer, but those are fast: 343
+# of 8x8x8x4 -> 4 in 2 groups, 7x7x7, take 0.7 s, and 0.15 of the time of a convolution.
+MANY_PARTS = 350
+
 # Products of so few bytes are worth their memory whatever the operands are; in three dimensions,
 # where a pixel makes many of them, fewer.
 SMALL_PRODUCT, SMALL_IN_3D = 16 << 20, 4 << 20
@@ -84,6 +89,16 @@ MEMORY = 4
 
 def ways(a: Layer) -> Ways:
     """The way that each map takes."""
+    found = _fastest(a)
+    parts = math.prod(map(min, a.g.kernel_size, a.g.phase_taps))
+    if found.conv_transpose == "matmul" and parts > MANY_PARTS:
+        volume = a.g.rank == 3 and a.g.groups == 1
+        return found._replace(conv_transpose="planes" if volume else "subpixel")
+    return found
+
+
+def _fastest(a: Layer) -> Ways:
+    """The ways, however long they take to compile."""
     if a.g.groups > 1 or jnp.issubdtype(a.dtype, jnp.integer):
         # XLA:CPU has only naive loops for these: 60 times slower for the kernel gradient of 8
         # groups, 10 times for int32.
@@ -259,10 +274,10 @@ def _correlate_kernel(a: Layer) -> str:
         # and the first two with 0.10.2: 1.2, 1.1.
         return "matmul"
     short = a.channels <= (SHORT_ROW_1D if a.g.rank == 1 else SHORT_ROW)
-    if short and _phases_are_more(a) and (2 * a.channels <= SHORT_ROW or a.filled >= MOSTLY):
+    full = max(a.g.strides) == 1 or a.filled >= MOSTLY
+    if short and _phases_are_more(a) and (full or 2 * a.channels <= SHORT_ROW):
         # The phases of filters are longer rows than channels. 1x128x128x3 -> 96, 5x5: 0.15.
         # 32x56x56x8 -> 8, 3x3 / 2: 0.2 to 0.45. In one dimension, 32x112x64 -> 96, 4 / 2: 0.6. But
         # 1x28x28x24 -> 64, 3x3: 2; and 1x64x64x16 -> 48, 3x3 / 2, which is filled up: 1.5.
         return "phase_filter"
-    # The taps of a dilated axis are not one run of it.
-    return "flat_filter" if a.g.dilation_rate[-1] == 1 else "backward_filter"
+    return "flat_filter"

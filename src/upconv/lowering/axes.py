@@ -51,18 +51,18 @@ def swapped(w: jax.Array, g: Geometry) -> jax.Array:
     return merge_last(w)
 
 
-def take_rows(y: jax.Array, row: np.ndarray) -> jax.Array:
-    """`(N, rows, ...)` to `(N, *row.shape, ...)`; zeros for rows outside of the image."""
-    if np.array_equal(row.ravel(), np.arange(y.shape[1])):  # as they are
-        return y.reshape(y.shape[0], *row.shape, *y.shape[2:])
-    lo, hi = max(0, -row.min()), max(0, row.max() + 1 - y.shape[1])
-    rest = y.shape[2:]
-    y = pad(y, [(0, 0, 0), (lo, hi, 0), *[(0, 0, 0)] * len(rest)])
+def take_rows(y: jax.Array, row: np.ndarray, axis: int = 1) -> jax.Array:
+    """`(..., rows, ...)` to `(..., *row.shape, ...)`; zeros for rows outside of the image."""
+    before, rest = y.shape[:axis], y.shape[axis + 1 :]
+    if np.array_equal(row.ravel(), np.arange(y.shape[axis])):  # as they are
+        return y.reshape(*before, *row.shape, *rest)
+    ends = [(0, 0, 0)] * y.ndim
+    ends[axis] = (max(0, -row.min()), max(0, row.max() + 1 - y.shape[axis]), 0)
     y = lax.gather(
-        y,
-        (row + lo).reshape(-1, 1),
-        lax.GatherDimensionNumbers((0, *range(2, y.ndim)), (1,), (1,)),
-        (y.shape[0], 1, *rest),
+        pad(y, ends),
+        (row + ends[axis][0]).reshape(-1, 1),
+        lax.GatherDimensionNumbers(tuple(i for i in range(y.ndim) if i != axis), (axis,), (axis,)),
+        (*before, 1, *rest),
         mode="promise_in_bounds",  # a check would cost more compilation than all the rest
     )
-    return y.reshape(y.shape[0], *row.shape, *rest)
+    return y.reshape(*before, *row.shape, *rest)

@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 
 from upconv.auto import cpu
-from upconv.geometry import Geometry
+from upconv.geometry import Geometry, cdiv
 from upconv.lowering.axes import merge_first, merge_last, move, pad, take_rows
 from upconv.lowering.convolution import convolve, prepared
 from upconv.lowering.numerics import Numerics, accumulator
@@ -58,7 +58,7 @@ def flat_filter(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> jax.A
     one is taken in pieces. Strips: 0.6 on 2x64x64x128 -> 64, 3x3 / 2. Pieces: 0.65 on
     128x16x16x128 -> 64, 4x4 / 2.
     """
-    if g.groups > 1 or g.dilation_rate[-1] > 1:  # the taps are not one run of the merged axis
+    if g.groups > 1:
         return backward_filter(x, y, g, num)
     rows, pieces = _cut(x.shape[0], y.nbytes, g)
     if rows == g.input_size[0] and pieces == 1:
@@ -78,18 +78,18 @@ def _cut(images: int, size: int, g: Geometry) -> tuple[int, int]:
     # where an image alone is slow, fewer than all. 16x16x21 -> 21, 32x32 / 16, with jaxlib 0.12:
     # 0.4; with 0.10.2 it was 0.8, for twice the memory.
     allowed = (2 * taps, taps) if cpu.PARALLEL_YNNPACK else (2 * taps,)
-    enough = [r for r in allowed if r < n and images * -(-n // r) >= IMAGES]
+    enough = [r for r in allowed if r < n and images * cdiv(n, r) >= IMAGES]
     least = enough[0] if enough else n
-    pieces = -(-size // PIECE) if size >= 4 * PIECE else 1
-    pieces = min(pieces, max(images * -(-n // least) // IMAGES, 1))
-    rows = max(-(-n // -(-IMAGES * pieces // max(images, 1))), least)
-    strips = -(-n // rows)
+    pieces = cdiv(size, PIECE) if size >= 4 * PIECE else 1
+    pieces = min(pieces, max(images * cdiv(n, least) // IMAGES, 1))
+    rows = max(cdiv(n, cdiv(IMAGES * pieces, max(images, 1))), least)
+    strips = cdiv(n, rows)
     return rows, next((p for p in range(pieces, 1, -1) if images * strips % p == 0), 1)
 
 
 def _strip(g: Geometry, rows: int) -> tuple[Geometry, np.ndarray]:
     """The geometry of a strip, and the rows of `y` that each meets: `(strips, rows met)`."""
-    strips, s = -(-g.input_size[0] // rows), g.strides[0]
+    strips, s = cdiv(g.input_size[0], rows), g.strides[0]
     met = (rows - 1) * s + g.span[0]
     strip = dataclasses.replace(
         g,
@@ -167,23 +167,32 @@ def _flat_filter_at_once(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics)
 def _correlate(x: jax.Array, y: jax.Array, co: int, g: Geometry, num: Numerics) -> jax.Array:
     """`(N, *n, ci)` and `(M, *output, N)` to `(M, *k, co, ci)`: G for `M` taps of another axis.
 
-    The last spatial axis of the second holds its channels too. The sum is taken from the last image
-    to the first, because a transpose that reverses nothing goes to another emitter of XLA:CPU,
-    which takes twice as long to compile.
+    The last spatial axis of the second holds its channels too. Where it is dilated, taps and
+    channels are not one run of it, and the channels become images.
+
+    The sum is taken from the last image to the first, because a transpose that reverses nothing
+    goes to another emitter of XLA:CPU, which takes twice as long to compile.
     """
-    lo, hi = g.pads[-1]
-    *strides, d = g.dilation_rate
+    apart = g.dilation_rate[-1] > 1
+    padding, strides = list(g.pads), list(g.strides)
+    if apart:
+        y = y.reshape(*y.shape[:-2], g.output_size[-1], co, y.shape[-1])
+        y = merge_first(move(y, -2, 1))
+    else:
+        padding[-1] = tuple(n * co for n in padding[-1])
+        strides[-1] *= co
     w = convolve(
         lax.rev(y, (y.ndim - 1,)),
         lax.rev(move(x, 0, -2), (x.ndim - 2,)),
         num,
-        padding=[*g.pads[:-1], (lo * co, hi * co)],
+        padding=padding,
         stretched=x.shape[0] >= IMAGES,
-        strides=(*strides, 1),
-        rhs_dilation=(*g.strides[:-1], g.strides[-1] * co),
+        strides=g.dilation_rate,
+        rhs_dilation=strides,
     )
-    w = w.reshape(*w.shape[:-2], g.span[-1], co, w.shape[-1])
-    return w if d == 1 else lax.slice_in_dim(w, 0, None, d, axis=-3)
+    if apart:
+        return move(w.reshape(-1, co, *w.shape[1:]), 1, -2)
+    return w.reshape(*w.shape[:-2], g.span[-1], co, w.shape[-1])
 
 
 def phase_filter(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
@@ -192,7 +201,11 @@ def phase_filter(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> jax.
     In `flat_filter` the rows of a matrix product have as many numbers as `x` has channels, here as
     many as the phases. A small batch is cut into strips here, too: 0.35 on
     1x128x128x3 -> 96, 5x5 / 1.
+
+    The window moves from tap to tap, which are in one phase only at stride 1 or without dilation.
     """
+    if any(s > 1 and d > 1 for s, d in zip(g.strides, g.dilation_rate, strict=True)):
+        return flat_filter(x, y, g, num)
     rows, _ = _cut(x.shape[0], 0, g)
     if rows < g.input_size[0]:
         g, met = _strip(g, rows)
@@ -209,13 +222,14 @@ def phase_filter(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> jax.
         padding=[
             (q - 1 - a.first, a.stop - n) for q, a, n in zip(taps, runs, g.input_size, strict=True)
         ],
+        strides=g.dilation_rate,
     )
     # (ci, *taps reversed, *strides and co) to (taps, stride, ..., co, ci)
     w = lax.rev(w, range(1, r + 1)).reshape(*w.shape[: r + 1], *y.shape[r + 1 :])
     order = itertools.chain.from_iterable((1 + a, 1 + r + a) for a in range(r))
     w = w.transpose(*order, 2 * r + 1, 0)
-    w = w.reshape(*map(operator.mul, taps, g.strides), *w.shape[2 * r :])
-    return lax.slice(w, (0,) * w.ndim, (*g.span, *w.shape[r:]), (*g.dilation_rate, 1, 1))
+    w = w.reshape(*map(operator.mul, w.shape[: 2 * r : 2], g.strides), *w.shape[2 * r :])
+    return lax.slice(w, (0,) * w.ndim, (*g.kernel_size, *w.shape[r:]))
 
 
 def plane_filter(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> jax.Array:

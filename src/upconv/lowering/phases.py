@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 from jax import lax
 
-from upconv.geometry import Geometry, Size
+from upconv.geometry import Geometry, Size, cdiv
 from upconv.lowering.axes import pad
 
 
@@ -28,14 +28,14 @@ class Run(NamedTuple):
 def all_phases(g: Geometry, axis: int) -> Run:
     """All phases of an axis together."""
     lo, out, s = g.crop[axis], g.output_size[axis], g.strides[axis]
-    return Run(0, 1, s, lo // s, -(-(lo + out) // s))
+    return Run(0, 1, s, lo // s, cdiv(lo + out, s))
 
 
 def each_phase(g: Geometry, axis: int) -> list[Run]:
     """The phases of an axis, each apart, in the order of the output."""
     lo, out, s = g.crop[axis], g.output_size[axis], g.strides[axis]
     phases = (divmod(lo + j, s) for j in range(s))
-    return [Run(r, s, 1, first, first + -(-out // s)) for first, r in phases]
+    return [Run(r, s, 1, first, first + cdiv(out, s)) for first, r in phases]
 
 
 def phases_to_channels(w: jax.Array, g: Geometry) -> jax.Array:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
-from upconv.geometry import Geometry, Size
-from upconv.lowering.axes import merge_last, move, pad, split_groups
+from upconv.geometry import Geometry, Size, cdiv
+from upconv.lowering.axes import merge_last, move, pad, split_groups, take_rows
 from upconv.lowering.numerics import Numerics, accumulator
 from upconv.lowering.phases import interleave
 
@@ -89,40 +89,68 @@ def _matrix(a: jax.Array, summed: Sequence[int]) -> tuple[jax.Array, int, tuple[
     return matrix, 1 - first, a.shape[rows:] if first else a.shape[:rows]
 
 
+# Strides that a kernel spans, beyond which its windows are gathered tap by tap. 1x28x28x32 in 32
+# groups, 31x31: 0.6, and 1.1 s less to compile; 2x1000x16 in 16 groups, 3 taps 128 apart: 0.01, and
+# 2.5 s less. But 2x14x14x64 in 64 groups, 7x7: 2 to 4.
+MANY_STRIDES = 8
+
+
 def _windows(y: jax.Array, g: Geometry) -> jax.Array:
     """What the kernel of every input pixel meets: `(N, *output, C)` to `(N, *n, *k, C)`."""
-    for a, (n, m, s) in enumerate(zip(g.input_size, g.full_strides, g.strides, strict=True)):
-        axis = 1 + a
-        ends = [(0, 0, 0)] * y.ndim
-        ends[axis] = (g.crop[a], m * s - g.crop[a] - y.shape[axis], 0)
-        y = pad(y, ends)
-        y = y.reshape(*y.shape[:axis], m, s, *y.shape[axis + 1 :])
-        slices = [lax.slice_in_dim(y, i, i + n, axis=axis) for i in range(g.phase_taps[a])]
-        y = jnp.concatenate(slices, axis + 1)
-        y = lax.slice_in_dim(y, 0, g.span[a], g.dilation_rate[a], axis=axis + 1)
-        y = move(y, axis + 1, -2)
+    for a in range(g.rank):
+        static = isinstance(g.input_size[a], int) and isinstance(g.output_size[a], int)
+        taken = _tap_by_tap if static and g.phase_taps[a] > MANY_STRIDES else _stride_by_stride
+        y = move(taken(y, g, a), a + 2, -2)
     return y
+
+
+def _tap_by_tap(y: jax.Array, g: Geometry, a: int) -> jax.Array:
+    """The windows along one axis: `(..., output, ...)` to `(..., n, k, ...)`."""
+    pixels = np.arange(g.input_size[a])[:, None] * g.strides[a] - g.crop[a]
+    return take_rows(y, pixels + np.arange(g.kernel_size[a]) * g.dilation_rate[a], 1 + a)
+
+
+def _stride_by_stride(y: jax.Array, g: Geometry, a: int) -> jax.Array:
+    """The same, from slices of as many strides as there are input pixels."""
+    axis, n, m, s = 1 + a, g.input_size[a], g.full_strides[a], g.strides[a]
+    ends = [(0, 0, 0)] * y.ndim
+    ends[axis] = (g.crop[a], m * s - g.crop[a] - y.shape[axis], 0)
+    y = pad(y, ends)
+    y = y.reshape(*y.shape[:axis], m, s, *y.shape[axis + 1 :])
+    slices = [lax.slice_in_dim(y, i, i + n, axis=axis) for i in range(g.phase_taps[a])]
+    y = jnp.concatenate(slices, axis + 1)
+    return lax.slice_in_dim(y, 0, g.span[a], g.dilation_rate[a], axis=axis + 1)
+
+
+class _Taps(NamedTuple):
+    """The taps, from the first up to `stop`, that lie in one of the strides a kernel spans."""
+
+    stride: int
+    first: int
+    stop: int
+
+
+def _taps_by_stride(g: Geometry, a: int) -> list[_Taps]:
+    """Those of one axis, for each stride in which there are any."""
+    k, s, d = g.kernel_size[a], g.strides[a], g.dilation_rate[a]
+    met = dict.fromkeys(t * d // s for t in range(k))
+    return [_Taps(i, cdiv(i * s, d), min(cdiv((i + 1) * s, d), k)) for i in met]
 
 
 def _overlap_add(p: jax.Array, g: Geometry) -> jax.Array:
     """The transpose of `_windows`: `(N, *n, *k, C)` to `(N, *output, C)`."""
-    r = g.rank
+    pixels, channels = p.shape[: g.rank + 1], p.shape[-1]
     parts = []
-    for shift in itertools.product(*map(range, g.phase_taps)):
-        # The taps that lie in this stride of the kernel, and where in it.
-        first = [-(-i * s // d) for i, s, d in zip(shift, g.strides, g.dilation_rate, strict=True)]
-        stop = [
-            min(-(-(i + 1) * s // d), k)
-            for i, s, d, k in zip(shift, g.strides, g.dilation_rate, g.kernel_size, strict=True)
-        ]
-        if not all(map(operator.lt, first, stop)):
-            continue
-        whole = (0,) * (r + 1), p.shape[: r + 1]
-        part = lax.slice(p, (*whole[0], *first, 0), (*whole[1], *stop, p.shape[-1]))
-        ends = [(i, q - 1 - i, 0) for i, q in zip(shift, g.phase_taps, strict=True)]
+    for taps in itertools.product(*(_taps_by_stride(g, a) for a in range(g.rank))):
+        part = lax.slice(
+            p,
+            (*[0] * len(pixels), *(t.first for t in taps), 0),
+            (*pixels, *(t.stop for t in taps), channels),
+        )
+        ends = [(t.stride, q - 1 - t.stride, 0) for t, q in zip(taps, g.phase_taps, strict=True)]
         fill = [
-            (a * d - i * s, (i + 1) * s - 1 - (b - 1) * d, d - 1)
-            for i, a, b, s, d in zip(shift, first, stop, g.strides, g.dilation_rate, strict=True)
+            (t.first * d - t.stride * s, (t.stride + 1) * s - 1 - (t.stop - 1) * d, d - 1)
+            for t, s, d in zip(taps, g.strides, g.dilation_rate, strict=True)
         ]
         parts.append(pad(part, [(0, 0, 0), *ends, *fill, (0, 0, 0)]))
     return interleave(parts, g.crop, g)
