@@ -265,6 +265,7 @@ def test_shapes_of_conv(
         (((2, 5, 4, 3), 4, (3, 2.0)), TypeError, ["kernel_size", "2.0"]),
         (((2, 5, 4, 3), 4, ()), ValueError, ["kernel_size", "()"]),
         (((2, 5, 4, 3), 4, (1, 1, 1, 1)), ValueError, ["kernel_size", "(1, 1, 1, 1)"]),
+        ((np.array([2, 5, 4, 0]), 4, 3), ValueError, ["input_shape", "(2, 5, 4, 0)"]),
         (((2, 5, 4, 3), 4, "3"), TypeError, ["kernel_size", "'3'"]),
         (((2, 5, 4, 3), 4, 3.0), TypeError, ["kernel_size", "3.0"]),
         (((2, 5, 4, 3), 4, True), TypeError, ["kernel_size", "True"]),
@@ -337,6 +338,17 @@ LAYER: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"padding": None}, TypeError, "padding"),
     ({"data_format": "NHWC"}, ValueError, "data_format must be one of .*, got 'NHWC'"),
     ({"data_format": 1}, TypeError, "data_format must be a string, got 1"),
+    ({"activation": nn.PReLU}, TypeError, "activation must be an instance, got the class PReLU"),
+    (
+        {"kernel_constraint": constraints.MaxNorm},
+        TypeError,
+        "kernel_constraint must be an instance, got the class MaxNorm",
+    ),
+    (
+        {"kernel_initializer": upconv.initializers.Normal},
+        TypeError,
+        "kernel_initializer must be an instance, got the class Normal",
+    ),
     ({"activation": "__repr__"}, ValueError, "activation must be callable, .*got '__repr__'"),
     ({"activation": "rely"}, ValueError, "got 'rely' .did you mean 'relu'"),
     ({"activation": "_src"}, ValueError, "activation must be callable, .*got '_src'"),
@@ -479,6 +491,51 @@ REST: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: activations.HardShrink(None), TypeError, "threshold must be a real .*, got None"),
     (lambda: constraints.MaxNorm(1.0, axis=4)(W), ValueError, "axis 4"),
     (lambda: regularizers.Orthogonal()(W[0, 0, 0]), ValueError, r"rank 2 .* shape \(6,\)"),
+    (lambda: regularizers.L2()(1j * W), TypeError, "L2 takes a real array, got one of complex64"),
+    (lambda: regularizers.L1L2()(1j * W), TypeError, "L1L2 takes a real array"),
+    (lambda: regularizers.Orthogonal()(1j * W), TypeError, "Orthogonal takes a real array"),
+    (lambda: constraints.NonNeg()(1j * W), TypeError, "NonNeg takes a real array"),
+    (lambda: constraints.UnitNorm()(1j * W), TypeError, "UnitNorm takes a real array"),
+    (
+        lambda: constraints.MaxNorm()(W.astype("int32")),
+        TypeError,
+        "MaxNorm takes an array of floating-point numbers, got one of int32",
+    ),
+    (
+        lambda: transforms.penalty({"k": W}, {"k": Rule(regularizers.L2(), stacked_axes=(0, 4))}),
+        ValueError,
+        r"stacked_axes=\(0, 4\) of the rule for 'k' must be axes",
+    ),
+    (
+        lambda: transforms.penalty(W, {"k": Rule(regularizers.L2())}),
+        ValueError,
+        "no parameter matches the rule for 'k': the parameters are one array",
+    ),
+    (
+        lambda: upconv.initializers.he_normal()(jax.random.key(0), (3, 2, 0)),
+        ValueError,
+        r"shape must not hold 0, .*got \(3, 2, 0\)",
+    ),
+    (
+        lambda: upconv.linen.Conv1DTranspose(
+            2, 3, kernel_initializer=nn.initializers.he_normal
+        ).init(jax.random.key(0), W[0]),
+        TypeError,
+        "kernel_initializer must return an array, got another function",
+    ),
+    (
+        lambda: upconv.linen.Conv2DTranspose(2, 3).compute_output_shape((None, None, 4, 3)),
+        TypeError,
+        "input_shape must be known but for its batch axes",
+    ),
+    (
+        lambda: jax.eval_shape(
+            lambda x: upconv.conv_transpose(x, W, output_size=9, padding=0),
+            jax.ShapeDtypeStruct(jax.export.symbolic_shape("b, n, 4, 6"), "float32"),
+        ),
+        ValueError,
+        "output_size needs an input whose length is known, got n on spatial axis 0",
+    ),
     (
         lambda: lax.conv_transpose(W[..., :3], W, 2.0, "SAME"),
         TypeError,
@@ -488,14 +545,14 @@ REST: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (
         lambda: upconv.conv_transpose(W.astype("complex64"), W, preferred_element_type="float32"),
         ValueError,
-        "preferred_element_type must be able to hold complex64, got float32",
+        "preferred_element_type must be of the kind of complex64 or a wider one, .*got float32",
     ),
     (
         lambda: upconv.conv(
             W[..., :3].astype("int8"), W.astype("int8"), padding=1, preferred_element_type=bool
         ),
         ValueError,
-        "preferred_element_type must be able to hold int8, got bool",
+        "preferred_element_type must be of the kind of int8 or a wider one, .*got bool",
     ),
 ]
 

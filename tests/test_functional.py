@@ -454,6 +454,18 @@ def test_a_result_of_another_kind(
             np.testing.assert_array_equal(y, want)
 
 
+def test_a_preferred_dtype_that_is_not_enabled(rng: np.random.Generator) -> None:
+    x, w = draw(rng, (2, 5, 3), (3, 4, 3))
+    with pytest.warns(
+        UserWarning, match="float64 needs jax_enable_x64; it is truncated to float32"
+    ):
+        y = upconv.conv_transpose(x, w, preferred_element_type="float64")
+    assert y.dtype == jnp.float32
+    with jax.enable_x64(True):
+        y = upconv.conv_transpose(x, w, preferred_element_type="float64")
+    assert y.dtype == jnp.float64
+
+
 def test_gradients_of_float8_operands(rng: np.random.Generator, subtests: Any) -> None:
     x, w, ct = (
         rng.integers(-2, 3, shape).astype(np.float32)

@@ -264,7 +264,11 @@ X, W = jnp.ones((2, 5, 4, 3)), jnp.ones((3, 2, 3, 6))
         ({"dimension_numbers": ("NHWC", "HWIO")}, TypeError, "dimension_numbers"),
         ({"dimension_numbers": ("NHWC", "HWIO", "NHXC")}, TypeError, "dimension_numbers"),
         ({"precision": "best"}, ValueError, "precision must be"),
-        ({"preferred_element_type": "int8"}, ValueError, "preferred_element_type must be able"),
+        (
+            {"preferred_element_type": "int8"},
+            ValueError,
+            "preferred_element_type must be of the kind",
+        ),
     ],
     ids=str,
 )

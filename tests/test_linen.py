@@ -706,8 +706,12 @@ def test_regularized_and_constrained_training(rng: np.random.Generator) -> None:
     ("shape", "arguments", "match"),
     [
         ((4, 3), {}, r"inputs must have the layer's 2 .* got shape \(4, 3\)"),
-        ((2, 0, 4, 3), {}, "the input must have at least one sample on every .* got 0 on axis 0"),
-        ((2, 1, 1, 3), {"padding": 3}, "the output must have at least one sample"),
+        (
+            (2, 0, 4, 3),
+            {},
+            "the input must have at least one pixel on every .* got 0 on spatial axis 0",
+        ),
+        ((2, 1, 1, 3), {"padding": 3}, "the output must have at least one pixel"),
         ((2, 5, 4, 3), {"groups": 2}, "groups must divide the 3 input channels, got 2"),
     ],
 )

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from upconv import geometry
-from upconv.records import at_least_float32, store_number
+from upconv.records import at_least_float32, real, store_number
 
 __all__ = ["MaxNorm", "MinMaxNorm", "NonNeg", "UnitNorm"]
 
@@ -38,7 +38,8 @@ class MaxNorm:
       max_value: the largest norm allowed, not negative.
       axis: the axis or axes of one norm.
 
-    Called with a real array, it returns one of the same shape and dtype.
+    Called with an array of floating-point numbers, it returns one of the same shape and dtype; for
+    any other it raises a TypeError.
 
     Raises:
       TypeError: if `max_value` is not a real number or `axis` neither an integer nor a sequence of
@@ -59,6 +60,7 @@ class MaxNorm:
 
     def __call__(self, w: ArrayLike) -> jax.Array:
         """`w`, projected."""
+        w = _floating(self, w)
         return _rescale(w, self.axis, lambda norm: jnp.minimum(norm, self.max_value))
 
 
@@ -66,7 +68,8 @@ class MaxNorm:
 class NonNeg:
     """Replaces what is negative by 0.
 
-    Called with a real array, it returns one of the same shape and dtype.
+    Called with a real array, it returns one of the same shape and dtype; for a complex one it
+    raises a TypeError.
 
     >>> NonNeg()(jnp.array([-3.0, 4.0])).tolist()
     [0.0, 4.0]
@@ -74,7 +77,7 @@ class NonNeg:
 
     def __call__(self, w: ArrayLike) -> jax.Array:
         """`w`, projected."""
-        w = jnp.asarray(w)
+        w = real(self, w)
         return jnp.maximum(w, jnp.zeros((), w.dtype))
 
 
@@ -87,7 +90,8 @@ class UnitNorm:
     Args:
       axis: the axis or axes of one norm.
 
-    Called with a real array, it returns one of the same shape and dtype.
+    Called with an array of floating-point numbers, it returns one of the same shape and dtype; for
+    any other it raises a TypeError.
 
     Raises:
       TypeError: if `axis` is neither an integer nor a sequence of them.
@@ -104,7 +108,7 @@ class UnitNorm:
 
     def __call__(self, w: ArrayLike) -> jax.Array:
         """`w`, projected."""
-        return _rescale(w, self.axis, jnp.ones_like)
+        return _rescale(_floating(self, w), self.axis, jnp.ones_like)
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,8 @@ class MinMaxNorm:
       rate: the part of the way that one call goes, from 0 to 1.
       axis: the axis or axes of one norm.
 
-    Called with a real array, it returns one of the same shape and dtype.
+    Called with an array of floating-point numbers, it returns one of the same shape and dtype; for
+    any other it raises a TypeError.
 
     Raises:
       TypeError: if a bound or the rate is not a real number or `axis` neither an integer nor a
@@ -155,14 +160,22 @@ class MinMaxNorm:
             clipped = jnp.clip(norm, self.min_value, self.max_value)
             return self.rate * clipped + (1 - self.rate) * norm
 
-        return _rescale(w, self.axis, desired)
+        return _rescale(_floating(self, w), self.axis, desired)
+
+
+def _floating(record: Any, w: ArrayLike) -> jax.Array:
+    """What is to be rescaled, as an array; a TypeError for integers, which would be truncated."""
+    w = real(record, w)
+    if not jnp.issubdtype(w.dtype, jnp.floating):
+        name = type(record).__name__
+        raise TypeError(f"{name} takes an array of floating-point numbers, got one of {w.dtype}")
+    return w
 
 
 def _rescale(
-    w: ArrayLike, axis: int | Sequence[int], desired: Callable[[jax.Array], jax.Array]
+    w: jax.Array, axis: int | Sequence[int], desired: Callable[[jax.Array], jax.Array]
 ) -> jax.Array:
     """Gives every norm along `axis` the value `desired(norm)`."""
-    w = jnp.asarray(w)
     wide = at_least_float32(w)
     norm = _norm(wide, axis)
     return (wide * (desired(norm) / (norm + _EPSILON))).astype(w.dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import operator
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,13 +37,14 @@ def conv_transpose(
     """Transposed convolution: the adjoint of `conv` with the same kernel.
 
     `<conv(y, kernel), x> = <y, conv_transpose(x, kernel)>`, as in Keras, TensorFlow and
-    PyTorch: every input pixel adds its multiple of the kernel to the output, `strides` apart.
-    Every derivative, of any order, is again one of three maps: this one, `conv`, and the
-    correlation of `x` with `y` that gives a kernel. Each is computed directly.
+    PyTorch: every input pixel adds the kernel, multiplied by its value, to the output, `strides`
+    pixels after its neighbour does. Every derivative, of any order, is again one of three maps:
+    this one, `conv`, and the correlation of `x` with `y` that gives a kernel. Each is computed
+    directly.
 
     Args:
-      x: `(*batch, *spatial, c_in)`, or `(*batch, c_in, *spatial)` for `channels_first`;
-        any number of batch axes, none included.
+      x: `(*batch, *spatial, c_in)`, or `(*batch, c_in, *spatial)` for `channels_first`, with zero
+        or more batch axes.
       kernel: `(*kernel_size, c_out // groups, c_in)`; its rank less 2 is the number of
         spatial axes, 1 to 3.
       strides: output pixels per input pixel, for all axes or one per spatial axis.
@@ -52,8 +54,10 @@ def conv_transpose(
         pixels and crops the smaller half in front, `"same_lower"` the larger half, and `"causal"`
         all at the end; `"circular"` adds to either end what `"same"` would crop at the other. Or
         how many pixels: an integer, or an integer or `(lo, hi)` pair for each spatial axis.
-      output_padding: by how many pixels the output is longer, fewer than `max(stride, dilation)`:
-        at its end, except that `"same"` and `"same_lower"` divide anew what they crop.
+      output_padding: fewer pixels than `max(stride, dilation)`, by which the output is longer than
+        with 0. With explicit padding and `"valid"` they are added at the end of the cropped output.
+        `"same"` and `"same_lower"` then make `(n - 1) * stride + K - 2 * (K // 2)` pixels and so
+        many more, as Keras does, instead of `n * stride`.
       output_size: the output's spatial size, instead of `output_padding`.
       dilation_rate: output pixels from one kernel tap to the next.
       groups: number of channel groups that do not mix.
@@ -79,8 +83,9 @@ def conv_transpose(
     (2, 14, 10, 8)
     """
     x, kernel = _array("x", x), _array("kernel", kernel)
-    rank, last = _check_kernel(kernel), _channels_last(data_format)
-    spatial, channels = _check_input("x", x, rank, last)
+    rank, last = _rank(kernel), _channels_last(data_format)
+    padding = geometry.canonical_padding(padding, rank)
+    spatial, channels = _spatial_and_channels("x", x, rank, last)
     groups = _check_groups(groups, channels, "channels of x")
     if channels != kernel.shape[-1]:
         raise ValueError(
@@ -99,7 +104,7 @@ def conv_transpose(
     )
     numerics = _numerics(x, kernel, lowering, precision, preferred_element_type)
     batch, x = _flatten(x, rank, last)
-    if _is_circular(padding):
+    if padding == "circular":
         y = _wrap(_conv_transpose(x, kernel, _uncropped(g), numerics), g)
     else:
         y = _conv_transpose(x, kernel, g, numerics)
@@ -126,11 +131,12 @@ def conv(
       kernel: `(*kernel_size, c_out // groups, c_in)`, as for `conv_transpose`: this map goes
         from `c_out` channels to `c_in`.
       strides, padding, dilation_rate, groups, data_format: as for `conv_transpose`; `padding`
-        is what is added to `y`.
+        is what is added to `y`. So `"causal"` adds to the *end* of `y`, as the adjoint of a causal
+        `conv_transpose` must; Keras's causal convolution adds to the front.
       lowering, precision, preferred_element_type: as for `conv_transpose`.
 
     Returns:
-      An array of `c_in` channels in the layout of `y`. Samples at the end of `y` that no
+      An array of `c_in` channels in the layout of `y`. Pixels at the end of `y` that no
       window reaches are not used.
 
     Raises:
@@ -143,8 +149,9 @@ def conv(
     (2, 7, 5, 3)
     """
     y, kernel = _array("y", y), _array("kernel", kernel)
-    rank, last = _check_kernel(kernel), _channels_last(data_format)
-    spatial, channels = _check_input("y", y, rank, last)
+    rank, last = _rank(kernel), _channels_last(data_format)
+    padding = geometry.canonical_padding(padding, rank)
+    spatial, channels = _spatial_and_channels("y", y, rank, last)
     groups = _check_groups(groups, kernel.shape[-1], "channels on the last axis of the kernel")
     if channels != kernel.shape[-2] * groups:
         raise ValueError(
@@ -162,7 +169,7 @@ def conv(
     )
     numerics = _numerics(y, kernel, lowering, precision, preferred_element_type)
     batch, y = _flatten(y, rank, last)
-    if _is_circular(padding):
+    if padding == "circular":
         y, g = _unwrap(y, g), _uncropped(g)
     return _unflatten(_conv(y, kernel, g, numerics), batch, last)
 
@@ -192,7 +199,7 @@ def output_shape(
         `conv_transpose`.
 
     Returns:
-      One size for every axis of the input, what was symbolic or unknown among them as it was.
+      One size for each axis of the input; batch axes keep theirs, symbolic or `None` as it may be.
 
     Raises:
       TypeError: if an argument has the wrong type.
@@ -203,13 +210,13 @@ def output_shape(
     """
     shape = _check_shape(input_shape)
     rank = len(kernel_size) if geometry.is_sequence(kernel_size) else len(shape) - 2
-    kernel_size = geometry.per_axis("kernel_size", kernel_size, rank)
     if not 1 <= rank <= 3 or len(shape) < rank + 1:
         raise ValueError(
             "input_shape must be (*batch, *spatial, channels) or (*batch, channels, *spatial) "
-            f"with 1 to 3 spatial axes, those of kernel_size, got {shape} "
-            f"and kernel_size {kernel_size}"
+            "with 1 to 3 spatial axes, those of kernel_size (one batch axis, if that is an "
+            f"integer), got {shape} and kernel_size {kernel_size!r}"
         )
+    kernel_size = geometry.per_axis("kernel_size", kernel_size, rank)
     last = _channels_last(data_format)
     batch, spatial, channels = _split(shape, rank, last)
     if None in (*spatial, channels):
@@ -237,7 +244,7 @@ def output_shape(
 def add_bias(y: jax.Array, bias: jax.typing.ArrayLike, channel_axis: int) -> jax.Array:
     """`y + bias`, one number for each channel.
 
-    Ranks are equal, for `jax_numpy_rank_promotion` may forbid that they are promoted.
+    The bias gets the rank of `y`, since `jax_numpy_rank_promotion` may forbid promotion.
     """
     shape = [1] * y.ndim
     shape[channel_axis] = -1
@@ -265,7 +272,7 @@ def _numerics(x: jax.Array, kernel: jax.Array, name: str, precision: Any, dtype:
     if precision is None:  # now: when the maps are lowered, its context may have ended
         precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
     return Numerics(
-        check_lowering(name), check_precision(precision), _check_dtype(dtype, x, kernel)
+        check_lowering(name), check_precision(precision), _result_dtype(dtype, x, kernel)
     )
 
 
@@ -296,10 +303,6 @@ def _pad_front(a: jax.Array, front: Sequence[int]) -> jax.Array:
 
 
 # ------------------------------------------------------------------ circular padding
-
-
-def _is_circular(padding: Padding) -> bool:
-    return isinstance(padding, str) and padding.lower() == "circular"
 
 
 def _uncropped(g: Geometry) -> Geometry:
@@ -385,7 +388,8 @@ def _channels_last(data_format: str) -> bool:
     return geometry.canonical_data_format(data_format) == "channels_last"
 
 
-def _check_kernel(kernel: jax.Array) -> int:
+def _rank(kernel: jax.Array) -> int:
+    """The number of spatial axes of a kernel that is one."""
     if not 3 <= kernel.ndim <= 5:
         raise ValueError(
             "kernel must be (*kernel_size, c_out // groups, c_in) with 1 to 3 spatial axes, "
@@ -396,7 +400,10 @@ def _check_kernel(kernel: jax.Array) -> int:
     return kernel.ndim - 2
 
 
-def _check_input(name: str, a: jax.Array, rank: int, last: bool) -> tuple[tuple[Size, ...], Size]:
+def _spatial_and_channels(
+    name: str, a: jax.Array, rank: int, last: bool
+) -> tuple[tuple[Size, ...], Size]:
+    """The sizes of an input that has a kernel's axes."""
     if a.ndim < rank + 1:
         order = "(*batch, *spatial, channels)" if last else "(*batch, channels, *spatial)"
         raise ValueError(
@@ -408,7 +415,7 @@ def _check_input(name: str, a: jax.Array, rank: int, last: bool) -> tuple[tuple[
 
 
 def _check_shape(shape: Any) -> tuple[Size, ...]:
-    if not isinstance(shape, Sequence):
+    if not geometry.is_sequence(shape):
         raise TypeError(f"input_shape must be a sequence of sizes, got {shape!r}")
     try:
         return tuple(n if n is None or is_symbolic_dim(n) else operator.index(n) for n in shape)
@@ -426,7 +433,7 @@ def check_precision(precision: Any) -> Any:
     pair = tuple(precision) if isinstance(precision, tuple | list) else (precision,) * 2
     try:
         lhs, rhs = (jax.lax.Precision(p.lower() if isinstance(p, str) else p) for p in pair)
-    except (TypeError, ValueError):  # of what is not hashable, and of other names
+    except (TypeError, ValueError):  # unhashable, or an unknown name
         if isinstance(precision, str) and precision in presets.__members__:
             return presets[precision]
         raise ValueError(
@@ -436,18 +443,27 @@ def check_precision(precision: Any) -> Any:
     return lhs, rhs
 
 
-def _check_dtype(dtype: Any, x: jax.Array, kernel: jax.Array) -> Any:
+def _result_dtype(dtype: Any, x: jax.Array, kernel: jax.Array) -> Any:
     """The dtype of the result."""
     common = jnp.result_type(x, kernel)
     if dtype is None:
         return common
     try:
-        dtype = jax.dtypes.canonicalize_dtype(dtype)
+        wanted = jnp.dtype(dtype)
     except TypeError:
         raise TypeError(f"preferred_element_type must be a dtype, got {dtype!r}") from None
+    dtype = jax.dtypes.canonicalize_dtype(wanted)
+    if dtype != wanted:
+        warnings.warn(
+            f"preferred_element_type {wanted} needs jax_enable_x64; it is truncated to {dtype}",
+            stacklevel=4,
+        )
     kinds = (jnp.complexfloating, jnp.inexact, jnp.number)
     if any(jnp.issubdtype(common, k) and not jnp.issubdtype(dtype, k) for k in kinds):
-        raise ValueError(f"preferred_element_type must be able to hold {common}, got {dtype}")
+        raise ValueError(
+            f"preferred_element_type must be of the kind of {common} or a wider one, from integer "
+            f"over floating to complex, got {dtype}"
+        )
     return dtype
 
 

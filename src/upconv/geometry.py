@@ -119,7 +119,7 @@ def integer(name: str, value: Any, *, minimum: int | None = None) -> int:
             raise TypeError
         value = operator.index(value)
     except TypeError:
-        # Arrays have an __index__, which most of them refuse to take.
+        # Every array has an __index__, which raises but for single integers.
         what = f"{value!r} ({type(value).__name__})"
         raise TypeError(f"{name} must be an integer, got {what}") from None
     if minimum is not None and value < minimum:
@@ -228,7 +228,7 @@ class _Axis:
     def span(self) -> int:
         return dilated(self.k, self.d)
 
-    def unpadded(self, n: Size) -> Size:
+    def least(self, n: Size) -> Size:
         """The output length at `output_padding = 0`."""
         if isinstance(self.padding, tuple):
             return full_length(n, self.span, self.s) - sum(self.padding)
@@ -239,7 +239,7 @@ class _Axis:
     def natural(self, n: Size) -> Size:
         """The output length when neither output_padding nor output_size is given."""
         if isinstance(self.padding, tuple):
-            return self.unpadded(n)
+            return self.least(n)
         if self.padding == "valid":
             return (n - 1) * self.s + max(self.span, self.s)
         return n * self.s
@@ -256,13 +256,18 @@ class _Axis:
                 f"output_padding must be at least 0 and below max(stride, dilation) = {limit} "
                 f"on spatial axis {self.index}, got {p}"
             )
-        return self.unpadded(n) + p
+        return self.least(n) + p
 
     def from_output_size(self, n: Size, out: int) -> Size:
+        if not isinstance(n, int):
+            raise ValueError(
+                f"output_size needs an input whose length is known, got {n} on spatial axis "
+                f"{self.index}; output_padding does not"
+            )
         if self.padding in ("causal", "circular"):
             low = high = n * self.s
         else:
-            low = self.unpadded(n)
+            low = self.least(n)
             high = low + max(self.s, self.d) - 1
             if self.padding in ("same", "same_lower"):
                 high = max(high, n * self.s)
@@ -283,7 +288,7 @@ class _Axis:
         return total - total // 2 if self.padding == "same_lower" else total // 2
 
     def strided(self, m: Size) -> Size:
-        """The output length of the strided convolution of `m` samples."""
+        """The output length of the strided convolution of `m` pixels."""
         if isinstance(self.padding, tuple):
             return (m + sum(self.padding) - self.span) // self.s + 1
         if self.padding == "valid":
@@ -405,6 +410,6 @@ def _non_empty(what: str, size: Sequence[Size], why: str = "") -> None:
     for i, n in enumerate(size):
         if isinstance(n, int) and n < 1:
             raise ValueError(
-                f"{what} must have at least one sample on every spatial axis, "
-                f"got {n} on axis {i}{why}"
+                f"{what} must have at least one pixel on every spatial axis, "
+                f"got {n} on spatial axis {i}{why}"
             )

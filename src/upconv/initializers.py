@@ -67,8 +67,8 @@ def compute_fans(
 
     Raises:
       TypeError: if strides or groups are not integers.
-      ValueError: for a scalar shape, strides of the wrong number or below 1, or groups that do not
-        divide `c_in`.
+      ValueError: for a scalar or empty shape, strides of the wrong number or below 1, or groups
+        that do not divide `c_in`.
 
     >>> compute_fans((5, 5, 64, 128))
     (3200, 1600)
@@ -79,6 +79,8 @@ def compute_fans(
         return shape[0], shape[0]
     if not shape:
         raise ValueError("shape must have at least one axis, got ()")
+    if 0 in shape:
+        raise ValueError(f"shape must not hold 0, which has no fans, got {tuple(shape)}")
     *kernel_size, filters_per_group, c_in = shape
     groups = geometry.integer("groups", groups, minimum=1)
     if c_in % groups:

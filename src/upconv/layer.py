@@ -18,14 +18,14 @@ from jax.typing import ArrayLike, DTypeLike
 
 from upconv import functional, geometry
 from upconv.initializers import Initializer, glorot_uniform
-from upconv.rules import Constraint, Regularizer, Rule
+from upconv.rules import Constraint, Regularizer, Rule, check_callable
 
 __all__ = ["Activation", "Ints", "Layer", "Parameter"]
 
 Ints = int | Sequence[int]
 Activation = Callable[[jax.Array], jax.Array]
 
-# So long an input that no crop consumes the whole output: arguments are checked against it.
+# An input so long that no crop leaves nothing of the output: arguments are checked against it.
 LONG = 1 << 62
 
 
@@ -41,11 +41,17 @@ class Parameter(NamedTuple):
         """What the initializer gives: an array, or one in a box that `unboxed` takes it out of.
 
         Raises:
+          TypeError: if it is no array but a function, which an initializer's maker gives.
           ValueError: if it has another shape or dtype than it was asked for.
         """
         value = self.initializer(key, self.shape, dtype)
         dtype = jax.dtypes.canonicalize_dtype(dtype)
         array = unboxed(value)
+        if callable(array):
+            raise TypeError(
+                f"{self.name}_initializer must return an array, got another function from "
+                f"{self.initializer!r}: call it first"
+            )
         given = jnp.shape(array), jax.dtypes.canonicalize_dtype(jnp.result_type(array))
         if given != (self.shape, dtype):
             raise ValueError(
@@ -127,7 +133,7 @@ class Layer:
                 f"activity_regularizer must return a scalar, got shape {jnp.shape(penalty)} from "
                 f"{self.activity_regularizer!r}"
             )
-        # Of no images the penalty is 0, and so is its mean.
+        # Without images it is 0, not 0 / 0.
         return penalty / jax.core.max_dim(math.prod(outputs.shape[: -1 - self.rank]), 1)
 
     def input_shape(self, inputs: ArrayLike) -> tuple[int, ...]:
@@ -214,9 +220,7 @@ class Layer:
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
         for name in _CALLABLES:
-            value = getattr(self, name)
-            if value is not None and not callable(value):
-                raise TypeError(f"{name} must be callable or None, got {value!r}")
+            check_callable(name, getattr(self, name))
         if self.activation is not None:
             _activation(self.activation)
         functional.check_lowering(self.lowering)
@@ -285,6 +289,7 @@ def _activation(activation: Activation | str) -> Activation:
             f"activation must be callable, None or the name of a function in jax.nn, got "
             f"{activation!r}"
         )
+    check_callable("activation", activation)
     return activation
 
 

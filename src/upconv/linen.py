@@ -86,7 +86,7 @@ class _ConvTranspose(nn.Module):
 
         Args:
           inputs: `(*batch, *spatial, c_in)`, or `(*batch, c_in, *spatial)` for `channels_first`;
-            any number of batch axes, none included.
+            zero or more batch axes.
 
         Returns:
           The same axes with `filters` channels and the lengths of `compute_output_shape`, in
@@ -116,6 +116,7 @@ class _ConvTranspose(nn.Module):
         """The shape that the layer maps `input_shape` to, without computing anything.
 
         Raises:
+          TypeError: if a size other than that of a batch axis is unknown.
           ValueError: as calling the layer does.
         """
         layer = self._layer
@@ -322,7 +323,7 @@ class ConvTranspose(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: ArrayLike) -> jax.Array:
-        """Upsamples `(*batch, *spatial, c_in)`, any number of batch axes, none included."""
+        """Upsamples `(*batch, *spatial, c_in)`, with zero or more batch axes."""
         c_in = flax_layer.in_features(inputs)
         features = geometry.integer("features", self.features, minimum=1)
         shape = flax_layer.kernel_shape(self.kernel_size, c_in, features, self.transpose_kernel)
@@ -349,7 +350,7 @@ def rules(
     module: nn.Module,
     *example_inputs: Any,
     rngs: Any = None,
-    method: Callable | str | None = None,
+    method: Callable[..., Any] | str | None = None,
     **kwargs: Any,
 ) -> dict[str, Rule]:
     """What the layers of a model declare of their parameters.
@@ -415,6 +416,10 @@ def rules(
 
 def losses(variables: Mapping[str, Any]) -> jax.Array:
     """The sum of all activity regularization that a model has sown.
+
+    Lifted transformations hand on only the collections that they are told of: without
+    `variable_axes={"losses": 0, ...}`, `nn.scan` and `nn.vmap` drop what their layers sow. With it,
+    every step's loss is counted, and every slice's: mapped over images, as if each were a batch.
 
     Args:
       variables: what `module.apply(..., mutable=["losses"])` returns beside the outputs.

@@ -143,7 +143,7 @@ class _ConvTranspose(nnx.Module):
 
         Args:
           inputs: `(*batch, *spatial, in_features)`, or `(*batch, in_features, *spatial)` for
-            `channels_first`; any number of batch axes, none included.
+            `channels_first`; zero or more batch axes.
 
         Returns:
           The same axes with `filters` channels and the lengths of `compute_output_shape`, in
@@ -166,6 +166,7 @@ class _ConvTranspose(nnx.Module):
         """The shape that the layer maps `input_shape` to, without computing anything.
 
         Raises:
+          TypeError: if a size other than that of a batch axis is unknown.
           ValueError: as calling the layer does.
         """
         output_shape = self.config.output_shape(input_shape)
@@ -358,7 +359,7 @@ class ConvTranspose(nnx.Module):
             self.bias = nnx.Param(bias, **bias_metadata)
 
     def __call__(self, inputs: ArrayLike) -> jax.Array:
-        """Upsamples `(*batch, *spatial, in_features)`, any number of batch axes, none included."""
+        """Upsamples `(*batch, *spatial, in_features)`, with zero or more batch axes."""
         flax_layer.in_features(inputs)
         kernel = flax_layer.masked(self.kernel[...], self.mask)
         bias = None if self.bias is None or not self.use_bias else self.bias[...]

@@ -1,7 +1,7 @@
 """What the frozen records that a layer declares have in common.
 
 They hold numbers, checked once and kept as Python floats, so that equal records are equal and
-hash alike; and they compute in float32 at least, whatever the parameter's dtype.
+hash alike; and those that sum take real arrays, and sum in float32 at least.
 """
 
 from __future__ import annotations
@@ -39,6 +39,18 @@ def store_number(record: Any, name: str, *, nonnegative: bool = False) -> None:
             f"{name} must be finite{' and not negative' if nonnegative else ''}, got {value!r}"
         )
     object.__setattr__(record, name, number)
+
+
+def real(record: Any, x: ArrayLike) -> jax.Array:
+    """What a record is called with, as an array.
+
+    Raises:
+      TypeError: if it is complex. It names the record.
+    """
+    x = jnp.asarray(x)
+    if jnp.iscomplexobj(x):
+        raise TypeError(f"{type(record).__name__} takes a real array, got one of {x.dtype}")
+    return x
 
 
 def at_least_float32(x: ArrayLike) -> jax.Array:

@@ -2,7 +2,7 @@
 
 Each is a frozen dataclass that is called with an array and gives a scalar: hashable, comparable,
 printable, and safe to keep in a Flax module. Any other callable with that signature serves as well.
-Sums are taken in float32 at least, and every gradient is finite everywhere.
+Sums are taken in float32 at least, and gradients are finite at zero, too.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jax.typing import ArrayLike
 
-from upconv.records import at_least_float32, store_number
+from upconv.records import at_least_float32, real, store_number
 
 __all__ = ["L1", "L1L2", "L2", "Orthogonal"]
 
@@ -37,7 +37,7 @@ class L1:
     if that is more precise.
 
     Raises:
-      TypeError: if the factor is not a real number.
+      TypeError: if the factor is not a real number; for a call with a complex array.
       ValueError: if it is negative or not finite.
 
     >>> float(L1(0.5)(jnp.array([-3.0, 1.0])))
@@ -51,7 +51,7 @@ class L1:
 
     def __call__(self, x: ArrayLike) -> jax.Array:
         """The penalty on `x`, a scalar."""
-        return self.l1 * jnp.sum(_absolute(at_least_float32(x)))
+        return self.l1 * jnp.sum(_absolute(at_least_float32(real(self, x))))
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class L2:
     if that is more precise.
 
     Raises:
-      TypeError: if the factor is not a real number.
+      TypeError: if the factor is not a real number; for a call with a complex array.
       ValueError: if it is negative or not finite.
 
     >>> float(L2(0.5)(jnp.array([-3.0, 1.0])))
@@ -79,7 +79,7 @@ class L2:
 
     def __call__(self, x: ArrayLike) -> jax.Array:
         """The penalty on `x`, a scalar."""
-        return self.l2 * jnp.sum(jnp.square(at_least_float32(x)))
+        return self.l2 * jnp.sum(jnp.square(at_least_float32(real(self, x))))
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class L1L2:
     if that is more precise.
 
     Raises:
-      TypeError: if a factor is not a real number.
+      TypeError: if a factor is not a real number; for a call with a complex array.
       ValueError: if one is negative or not finite.
 
     >>> float(L1L2(l1=0.5, l2=0.25)(jnp.array([-3.0, 1.0])))
@@ -112,7 +112,7 @@ class L1L2:
 
     def __call__(self, x: ArrayLike) -> jax.Array:
         """The penalty on `x`, a scalar."""
-        x = at_least_float32(x)
+        x = at_least_float32(real(self, x))
         penalty = jnp.zeros((), x.dtype)
         if self.l1:
             penalty += L1(self.l1)(x)
@@ -137,7 +137,7 @@ class Orthogonal:
     if that is more precise.
 
     Raises:
-      TypeError: if the factor is not a real number.
+      TypeError: if the factor is not a real number; for a call with a complex array.
       ValueError: if it is negative or not finite, for another mode, or for a call with an array of
         rank below 2.
 
@@ -157,7 +157,7 @@ class Orthogonal:
 
     def __call__(self, x: ArrayLike) -> jax.Array:
         """The penalty on `x`, a scalar."""
-        x = _replicated(at_least_float32(x))
+        x = _replicated(at_least_float32(real(self, x)))
         if x.ndim < 2:
             raise ValueError(
                 f"Orthogonal takes an array of rank 2 or more, got one of shape {x.shape}"

@@ -47,15 +47,21 @@ class Rule:
 
     def __post_init__(self) -> None:
         for name in ("regularizer", "constraint"):
-            value = getattr(self, name)
-            if value is not None and not callable(value):
-                raise TypeError(f"{name} must be callable or None, got {value!r}")
+            check_callable(name, getattr(self, name))
         axes = self.stacked_axes
         if not isinstance(axes, tuple) or not all(type(axis) is int for axis in axes):
             raise TypeError(f"stacked_axes must be a tuple of integers, got {axes!r}")
 
 
 Rules = Mapping[str, Rule]
+
+
+def check_callable(name: str, value: Any) -> None:
+    """Raises a TypeError unless an argument is None, or a function or the like; no class is."""
+    if isinstance(value, type):
+        raise TypeError(f"{name} must be an instance, got the class {value.__name__} itself")
+    if value is not None and not callable(value):
+        raise TypeError(f"{name} must be callable or None, got {value!r}")
 
 
 def total(penalties: Iterable[jax.Array]) -> jax.Array:

@@ -139,9 +139,11 @@ def with_rules(
     It is the chain of `add_regularization`, the optimizer and `project`, in this order.
 
     Wrappers that skip steps or keep weights of their own go round it: `optax.MultiSteps` and
-    `optax.lookahead` take `with_rules(...)`, not the reverse. What makes steps from other weights
-    than it is given, as `optax.contrib.schedule_free` does, keeps no constraint. What may leave
-    updates as they are, as `optax.apply_if_finite`, needs gradients of the parameters' dtype.
+    `optax.lookahead` take `with_rules(...)`, not the reverse. Means of weights, such as the slow
+    ones of `lookahead`, keep a constraint if it is convex (a unit norm is not) and they began
+    within it. What makes steps from other weights than it is given, or scales them afterwards, as
+    `optax.contrib.schedule_free` and `mechanize` do, keeps none. What may leave updates as they
+    are, as `optax.apply_if_finite`, needs gradients of the parameters' dtype.
 
     Args:
       optimizer: any optax optimizer.
@@ -219,6 +221,7 @@ def _regularizer_value(path: str, rule: Rule, param: jax.Array) -> jax.Array:
             )
         return result
 
+    _check_stacked_axes(path, rule, param)
     for axis in rule.stacked_axes:
         value = jax.vmap(value, in_axes=axis)
     return jnp.sum(value(at_least_float32(param)))
@@ -240,9 +243,21 @@ def _constrained(path: str, rule: Rule, param: jax.Array) -> jax.Array:
             )
         return result
 
+    _check_stacked_axes(path, rule, param)
     for axis in rule.stacked_axes:
         allowed = jax.vmap(allowed, in_axes=axis, out_axes=axis)
     return allowed(param)
+
+
+def _check_stacked_axes(path: str, rule: Rule, param: jax.Array) -> None:
+    """Each takes an axis away, of those that the axes after it have left."""
+    for taken, axis in enumerate(reversed(rule.stacked_axes)):
+        rank = param.ndim - taken
+        if not -rank <= axis < rank:
+            raise ValueError(
+                f"stacked_axes={rule.stacked_axes} of the rule for {path!r} must be axes of the "
+                f"parameter, got one of shape {param.shape}"
+            )
 
 
 @contextlib.contextmanager
@@ -278,6 +293,10 @@ def _check_matches(rules: Rules, params: optax.Params) -> None:
     for path in sorted(rules.keys() - set(present)):
         keys = path.split("/")
         if holes.isdisjoint("/".join(keys[:n]) for n in range(len(keys) + 1)):
+            if present == [""]:
+                raise ValueError(
+                    f"no parameter matches the rule for {path!r}: the parameters are one array"
+                )
             near = difflib.get_close_matches(path, present) or sorted(present)[:3]
             raise ValueError(
                 f"no parameter matches the rule for {path!r}; the nearest parameters are "
