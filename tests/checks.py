@@ -47,6 +47,7 @@ AS_IF_LARGE: Limits = {
         "SHORT_ROW": 2,
         "MOSTLY": 0.0,
         "PARALLEL_YNNPACK": False,
+        "MANY_CHANNELS": 8,
         "MANY_PRODUCTS": 8,
     },
     xla_convolution: {"EIGEN_TAKES": 2, "EIGEN_GIVES": 2, "EIGEN_PRODUCTS": 4},

@@ -223,8 +223,8 @@ class Conv2DTranspose(_ConvTranspose):
       kernel_regularizer: a function from the kernel to a penalty.
       bias_regularizer: a function from the bias to a penalty.
       activity_regularizer: a function from the outputs to a penalty. Divided by the batch size it
-        is kept in the variable `activity_loss`, which every call sets: transform such a layer by
-        `nnx.jit`, `nnx.grad` and the like, not as what a function of `jax.jit` closes over.
+        is kept in the variable `activity_loss`, which every call sets: use `nnx.jit`, `nnx.grad`
+        and the like. Where a function of `jax.jit` closes over the layer, nnx forbids that.
       kernel_constraint: a function from the updated kernel to the one to use instead.
       bias_constraint: the same for the bias.
       trainable: `False` makes the parameters `NonTrainable`, which no optimizer of `nnx.Param`

@@ -1,4 +1,4 @@
-"""The ways of a single CPU.
+"""Which way each map takes on a single CPU.
 
 A layer is written `batch x size x channels -> filters, kernel / stride`, and a figure after it is
 the time that the way taken needs there, relative to the way that would be taken without the rule:
@@ -27,8 +27,7 @@ FEW_FILTERS = 4
 # A convolution to no more channels than these leaves much of its last vector idle.
 NARROW = 24
 
-# Up to how many channels of `x` G makes rows of the phases of `y` instead, of images and in one
-# dimension.
+# Channels of `x`, up to which G makes rows of the phases of `y` instead; the second in 1-D.
 SHORT_ROW, SHORT_ROW_1D = 16, 96
 
 # Numbers of a window and channels of a pixel, up to which G takes windows that do not overlap.
@@ -55,7 +54,11 @@ GATHERED = 12
 # Up to no more channels than these, so may T at stride 1.
 GATHERED_BY_T = 4
 
-# Input channels times rows of the kernel, for each row of the stride, that make up for gathering
+# Channels of `x`, from which products of few filters pay at stride 1, though YNNPACK's kernel uses
+# all cores.
+MANY_CHANNELS = 128
+
+# Channels of `x` times rows of the kernel, for each row of the stride, that make up for gathering
 # from more than `FEW_FILTERS`.
 MANY_PRODUCTS = 128
 
@@ -175,7 +178,7 @@ def _transpose_at_stride_1(a: Layer) -> str:
         # 16x64x64x3 -> 3, 5x5: 0.45, and 8x128x128x1 -> 1, 3x3: 0.06.
         fast = a.g.output_size == a.g.input_size and a.channels > FEW_FILTERS
         few &= not fast or a.taps * a.filters <= 2 * a.channels
-        fewer &= a.channels >= MANY_PRODUCTS or a.pixels < FEW_PIXELS
+        fewer &= a.channels >= MANY_CHANNELS or a.pixels < FEW_PIXELS
     # A convolution multiplies the padding. From 4x4 to 7x7 pixels: 0.35; from 7x7 to 9x9: 0.7. But
     # of 8 channels, from 14x14 to 18x18: 3.
     grows = 2 * math.prod(a.g.output_size) >= 3 * math.prod(a.g.input_size)

@@ -1,4 +1,4 @@
-"""The ways of a single NVIDIA GPU.
+"""Which way each map takes on a single NVIDIA GPU.
 
 A layer is written `batch x size x channels -> filters, kernel / stride`, and two figures after it
 are the time that the way taken needs there, in float32 and in bfloat16, relative to the way that

@@ -10,6 +10,7 @@ is ever differentiated, but for `lowering="lax"`, whose gradients JAX derives.
 `N`, `ci`, `co`       images; channels of `x` and of `y`, in one group
 `n`, `k`, `s`, `K`    as in `upconv.geometry`: input, kernel, stride, length that the kernel spans
 `q`, `m`              strides that a kernel spans, `ceil(K / s)`, and the full output, `n + q - 1`
+to meet               a pixel of `x`, one of `y` and a tap meet where their product is in the sum
 phase                 output pixels that are equal modulo the stride: they meet the same taps
 plane                 what lies at one position of the first spatial axis
 strip                 rows of `x`, and all rows of `y` that they meet

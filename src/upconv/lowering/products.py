@@ -66,8 +66,9 @@ def _product(
     if g.groups == 1:
         (a, a_axis, a_kept), (b, b_axis, b_kept) = _matrix(a, a_sum), _matrix(b, b_sum)
         return dot(a, b, (((a_axis,), (b_axis,)), ((), ()))).reshape(*a_kept, *b_kept)
+    # The groups' axis comes before that of their channels, which it pushes back.
     a_axes, b_axes = (
-        [axis + (axis == operand.ndim - 1) for axis in summed]
+        [axis + 1 if axis == operand.ndim - 1 else axis for axis in summed]
         for operand, summed in ((a, a_sum), (b, b_sum))
     )
     axes = ((a_axes, b_axes), ((a.ndim - 1,), (b.ndim - 1,)))
@@ -83,10 +84,10 @@ def _precision_of_products(num: Numerics) -> Any:
 
 def _matrix(a: jax.Array, summed: Sequence[int]) -> tuple[jax.Array, int, tuple[Size, ...]]:
     """`a` with two axes, which of the two is summed over, and the axes that the other merges."""
-    first = 0 in summed
-    rows = len(summed) if first else a.ndim - len(summed)
+    axis = 0 if 0 in summed else 1
+    rows = len(summed) if axis == 0 else a.ndim - len(summed)
     matrix = a.reshape(math.prod(a.shape[:rows]), math.prod(a.shape[rows:]))
-    return matrix, 1 - first, a.shape[rows:] if first else a.shape[:rows]
+    return matrix, axis, a.shape[rows:] if axis == 0 else a.shape[:rows]
 
 
 # Strides that a kernel spans, beyond which its windows are gathered tap by tap. 1x28x28x32 in 32
