@@ -2,13 +2,13 @@
 
 With `x`: input, `w`: kernel, `y`: output of one transposed convolution,
 
-==================  ===========  ====  =======================  =======================
-map                 from         to    transposed in its 1st    in its 2nd argument
-==================  ===========  ====  =======================  =======================
-T `conv_transpose`       x, w         y     C(ct, w)                 G(x, ct)
-C `conv`         y, w         x     T(ct, w)                 G(ct, y)
-G `correlate_kernel`     x, y         w     C(y, ct)                 T(x, ct)
-==================  ===========  ====  =======================  =======================
+=====================  ===========  ====  =====================  =====================
+map                    from         to    transposed in its 1st  in its 2nd argument
+=====================  ===========  ====  =====================  =====================
+T `conv_transpose`     x, w         y     C(ct, w)               G(x, ct)
+C `conv`               y, w         x     T(ct, w)               G(ct, y)
+G `correlate_kernel`   x, y         w     C(y, ct)               T(x, ct)
+=====================  ===========  ====  =====================  =====================
 
 Each is linear in both arguments, so every derivative of any order is one of the three, and
 none is ever derived from another's lowering: that is what keeps gradients fast.

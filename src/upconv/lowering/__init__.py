@@ -118,7 +118,7 @@ def _compute(
     g: Geometry,
     num: Numerics,
 ) -> jax.Array:
-    """A map of two operands in their common dtype, which alone decides how it is computed."""
+    """A map by the way that its operands' common dtype and its sizes call for, in `num.dtype`."""
     with jax.numpy_dtype_promotion("standard"):  # strictness is for the arguments
         common = _wider(a.dtype, b.dtype)
         factor, total = _dtypes(common, num)
