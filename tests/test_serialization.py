@@ -180,6 +180,12 @@ def test_what_has_no_name_is_refused(value: Any) -> None:
         to_config(linen.Conv1DTranspose(4, 3, kernel_initializer=value))
 
 
+def test_an_initializer_that_jax_made_is_said_to_have_a_counterpart() -> None:
+    layer = linen.Conv1DTranspose(4, 3, kernel_initializer=jax.nn.initializers.he_normal())
+    with pytest.raises(ValueError, match=r"upconv\.initializers has .*, he_normal\(\) for one$"):
+        to_config(layer)
+
+
 def test_a_custom_object_is_not_what_it_equals() -> None:
     custom, equal = initializers.ICNR(2, swoosh), initializers.ICNR(2, swoosh)
     assert custom == equal
@@ -222,6 +228,8 @@ GOOD = to_config(linen.Conv2DTranspose(4, 3, kernel_regularizer=regularizers.L2(
         ({"version": None}, "version must be 1, got None"),
         ({"version": 2}, "version must be 1, got 2"),
         ({"version": True}, "version must be 1, got True"),
+        ({"version": 1.0}, r"version must be 1, got 1\.0"),
+        ({"class": ["x"]}, r"class must be one of .*, got \['x'\]"),
         ({"class": "Conv2DTranspose"}, r"class must be one of upconv\.linen\.\S+, .*, got 'Conv2D"),
         ({"class": None}, "class must be one of"),
         ({"in_features": 3}, r"unknown keys \['in_features'\]"),
@@ -232,7 +240,10 @@ GOOD = to_config(linen.Conv2DTranspose(4, 3, kernel_regularizer=regularizers.L2(
         ({"activation": {}}, "activation must have one of the keys class, function, enum, custom"),
         ({"activation": {"function": "os.system"}}, "unknown function 'os.system'"),
         ({"activation": {"function": "jax.nn._relu"}}, "unknown function"),
+        ({"activation": {"function": "jax.numpy.save"}}, "unknown function 'jax.numpy.save'"),
+        ({"activation": {"function": "jax.numpy.float32"}}, "unknown function"),
         ({"activation": {"function": "jax.nn.relu", "x": 1}}, r"unknown keys \['x'\]"),
+        ({"activation": {"function": "jax.nn.relu", "x": 1, 3: 4}}, r"unknown keys \['3', 'x'\]"),
         ({"activation": {"function": "jax.nn.relu", "class": "x"}}, "must have one of the keys"),
         ({"precision": {"enum": "Precision.MOST"}}, "precision names the unknown enum"),
         ({"precision": {"enum": "os.name"}}, "precision names the unknown enum"),
@@ -258,6 +269,18 @@ GOOD = to_config(linen.Conv2DTranspose(4, 3, kernel_regularizer=regularizers.L2(
 )
 def test_bad_configs(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
+        from_config(GOOD | change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({3: 4, "x": 1}, "config must have strings for keys, got 3"),
+        ({"name": 3}, "name must be a string or None, got 3"),
+    ],
+)
+def test_bad_types(change: dict[Any, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
         from_config(GOOD | change)
 
 

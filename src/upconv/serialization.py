@@ -113,10 +113,12 @@ def from_config(
       custom_objects: callables by the names that `to_config` was given for them.
 
     Returns:
-      A layer of the class that the config names, equal to the one that was described.
+      A layer of the class that the config names. One of `upconv.linen` equals the layer that was
+      described; one of `upconv.nnx` has a `config` that equals its, and values of its own.
 
     Raises:
-      TypeError: if `config` is no mapping, or an argument in it has the wrong type.
+      TypeError: if `config` is no mapping or has keys that are no strings, or an argument in it
+        has the wrong type.
       ValueError: if the version is missing or unknown; if the class, a key or a name is unknown; if
         an argument is missing or out of range; if `rngs` are missing or not needed. The message
         names the key.
@@ -127,13 +129,19 @@ def from_config(
     """
     if not isinstance(config, Mapping):
         raise TypeError(f"config must be a dictionary, got {config!r}")
+    for key in config:
+        if not isinstance(key, str):
+            raise TypeError(f"config must have strings for keys, got {key!r}")
     if "version" not in config:
         raise ValueError(f"config must have a 'version', got the keys {sorted(config)}")
-    if config["version"] != VERSION or isinstance(config["version"], bool):
+    if type(config["version"]) is not int or config["version"] != VERSION:
         raise ValueError(f"version must be {VERSION}, got {config['version']!r}")
-    if config.get("class") not in _LAYERS:
-        raise ValueError(f"class must be one of {', '.join(_LAYERS)}, got {config.get('class')!r}")
-    cls = _LAYERS[config["class"]]
+    kind = config.get("class")
+    cls = _LAYERS.get(kind) if isinstance(kind, str) else None
+    if cls is None:
+        raise ValueError(f"class must be one of {', '.join(_LAYERS)}, got {kind!r}")
+    if not isinstance(config.get("name"), str | None):
+        raise TypeError(f"name must be a string or None, got {config['name']!r}")
     stateful = issubclass(cls, flax_nnx.Module)
     required = {"filters", "kernel_size", *(["in_features"] if stateful else [])}
     given = {name: value for name, value in config.items() if name not in ("version", "class")}
@@ -172,13 +180,15 @@ def _encode(name: str, value: Any, custom: CustomObjects) -> Any:
             }
     if isinstance(value, enum.Enum) and type(value).__name__ in _ENUMS:
         return {"enum": f"{type(value).__name__}.{value.name}"}
-    for path, module in _FUNCTIONS.items():
-        called = getattr(value, "__name__", "")
-        if called and getattr(module, called, None) is value:
+    called = getattr(value, "__name__", "")
+    for path in _FUNCTIONS:
+        if called and _function(f"{path}.{called}", custom) is value:
             return {"function": f"{path}.{called}"}
+    made = str(getattr(value, "__module__", "")).startswith("jax")
+    hint = "; upconv.initializers has JAX's as objects, he_normal() for one" if made else ""
     raise ValueError(
         f"{name} must be an object of upconv's own, a function of {', '.join(_FUNCTIONS)}, or one "
-        f"that custom_objects names, to be written to a config; got {value!r}"
+        f"that custom_objects names, to be written to a config; got {value!r}{hint}"
     )
 
 
@@ -195,7 +205,7 @@ def _decode(name: str, value: Any, custom: CustomObjects) -> Any:
     found = _LOOKUPS[kind](str(value[kind]), custom)
     if found is None:
         raise ValueError(f"{name} names the unknown {kind} {value[kind]!r}")
-    rest = {key: entry for key, entry in value.items() if key != kind}
+    rest = {str(key): entry for key, entry in value.items() if key != kind}
     known = [f.name for f in dataclasses.fields(found)] if kind == "class" else []
     if rest.keys() - set(known):
         raise ValueError(f"{name} has unknown keys {sorted(rest.keys() - set(known))}")
@@ -214,7 +224,9 @@ def _required(field: dataclasses.Field) -> bool:
 def _function(path: str, custom: CustomObjects) -> Any:
     module, _, name = path.rpartition(".")
     found = getattr(_FUNCTIONS.get(module), name, None)
-    return found if callable(found) and not name.startswith("_") else None
+    # Not a class, nor what jax.numpy has of numpy's, such as save.
+    own = str(getattr(found, "__module__", "")).startswith("jax") and not isinstance(found, type)
+    return found if own and callable(found) and not name.startswith("_") else None
 
 
 def _enum(path: str, custom: CustomObjects) -> Any:
