@@ -437,7 +437,7 @@ def test_an_object_of_another_kind_is_not_written(name: str, value: Any) -> None
 def test_the_legacy_keras_has_other_activations() -> None:
     module = linen.Conv1DTranspose(4, 3, activation=activations.LeakyReLU(0.1))
     config, weights = interop.to_keras(module, variables_of(module), api="tf_keras")
-    assert config["activation"]["config"] == {"alpha": 0.1}
+    assert config["activation"]["config"] == {"alpha": 0.1, "dtype": "float32"}
     assert interop.from_keras(config, weights)[0].activation == module.activation
     for name in ("hard_sigmoid", "celu"):
         module = linen.Conv1DTranspose(4, 3, activation=name)
@@ -531,7 +531,16 @@ def test_an_argument_comes_back_or_is_refused_by_name(name: str, peer: str) -> N
         ),
         ("Keras", {"strides": 2, "dilation_rate": 2}, "dilation_rate goes only with strides=1"),
         ("Keras", {"groups": 2}, "groups must be 1 for Keras, got 2$"),
-        ("Keras", {"activation": "gelu"}, "activation=.*gelu.* is not in Keras.*custom_objects"),
+        (
+            "Keras",
+            {"activation": "gelu"},
+            r"activation='gelu' is not in Keras.* is GELU\(approximate=False\) .*custom_objects",
+        ),
+        (
+            "Keras",
+            {"kernel_initializer": jax.nn.initializers.he_normal()},
+            r"kernel_initializer=.* is not in Keras; upconv\.initializers has .*he_normal\(\) for",
+        ),
         ("Keras", {"activation": jnp.sin}, "activation=.* is not in Keras"),
         ("Keras", {"dtype": jnp.float64}, "dtype=float64 with parameters of float32"),
         (
@@ -667,7 +676,11 @@ PARAMS = {"params": {"kernel": KERNEL, "bias": BIAS}}
             "groups must divide out_channels=9, got 2",
         ),
         ("Flax", (FLAX,), "variables must be given"),
-        ("Flax", (FLAX | {"mask": KERNEL}, PARAMS), "mask is not in this package's layer"),
+        (
+            "Flax",
+            (FLAX | {"mask": jnp.ones((3, 6, 4))}, PARAMS),
+            r"mask is not in this package's layer, got an array of shape \(3, 6, 4\)",
+        ),
         (
             "Flax",
             (FLAX | {"preferred_element_type": jnp.float32}, PARAMS),
@@ -686,6 +699,30 @@ PARAMS = {"params": {"kernel": KERNEL, "bias": BIAS}}
         ("Flax", (FLAX, {"params": {"kernel": KERNEL}}), r"variables lacks \['bias'\]"),
         (
             "Flax",
+            (FLAX, {"params": {"up": PARAMS["params"], "down": {}}}),
+            r"has \['down', 'up'\].* expected kernel and bias: give those of this layer alone",
+        ),
+        (
+            "PyTorch",
+            (TORCH, {f"up.{name}": value for name, value in STATE.items()}),
+            "expected weight and bias: give those of this layer alone",
+        ),
+        ("Keras", (KERAS, [KERNEL, BIAS.astype("i4")]), r"weights\[1\] must have a floating-point"),
+        (
+            "Keras",
+            (KERAS | {"activation": {"value": ("4wEA", None, None)}}, [KERNEL, BIAS]),
+            r"activation is a lambda, which Keras stores as bytecode; .*drop=\('activation',\) and",
+        ),
+        (
+            "Keras",
+            (
+                KERAS | {"kernel_regularizer": {"class_name": "__lambda__", "config": {}}},
+                [KERNEL, BIAS],
+            ),
+            "kernel_regularizer is a lambda, which Keras stores",
+        ),
+        (
+            "Flax",
             (FLAX | {"padding": "CIRCULAR", "strides": 2}, PARAMS),
             "padding='CIRCULAR' with transpose_kernel=True",
         ),
@@ -702,8 +739,11 @@ def test_what_is_no_layer(peer: str) -> None:
     with pytest.raises(TypeError, match=r"layer must be .*, got builtins\.object"):
         FROM[peer](object(), *[PARAMS] * (peer == "Flax"))
     stateful = nnx.Conv1DTranspose(3, 4, 3, rngs=flax_nnx.Rngs(0))
-    with pytest.raises(TypeError, match=r"module must be a layer of upconv\.linen.*from_nnx"):
-        TO[peer](stateful, {})
+    for module in (stateful, linen.ConvTranspose(4, (3,))):
+        with pytest.raises(
+            TypeError, match=r"module must be a Conv1D.* upconv\.linen.*from_nnx the"
+        ):
+            TO[peer](module, {})
 
 
 @pytest.mark.parametrize("peer", TO)
@@ -724,6 +764,48 @@ def test_variables_that_are_not_the_layers(peer: str) -> None:
         TO[peer](module, PARAMS, drop=["filters"])
     with pytest.raises(TypeError, match="drop must be a sequence of names, got 'activation'"):
         TO[peer](module, PARAMS, drop="activation")
+
+
+@pytest.mark.parametrize("trace", [jax.jit, lambda f: lambda x: jax.eval_shape(f, x)])
+@pytest.mark.parametrize("peer", TO)
+def test_a_conversion_under_a_trace_is_refused(peer: str, trace: Any) -> None:
+    module = linen.Conv1DTranspose(4, 3, **ONLY[peer])
+    config, _ = TO[peer](module, PARAMS)
+    message = "(kernel|weight).* must be a concrete array, got one that JAX traces"
+    with pytest.raises(TypeError, match=message):
+        trace(lambda variables: TO[peer](module, variables)[1])(PARAMS)
+    with pytest.raises(TypeError, match=message):
+        trace(lambda kernel: FROM[peer](config, traced(peer, kernel))[1])(KERNEL)
+
+
+def traced(peer: str, kernel: Any) -> Any:
+    """The weights of that library, as far as they are looked at."""
+    if peer == "Keras":
+        return [kernel, BIAS]
+    return {"weight" if peer == "PyTorch" else "kernel": kernel, "bias": BIAS}
+
+
+@pytest.mark.parametrize("source", ["PyTorch", "Keras", "Flax"])
+def test_keys_must_be_strings(source: str) -> None:
+    with pytest.raises(TypeError, match="layer must have strings for keys, got 3"):
+        FROM[source]({3: 4, "filters": 4}, PARAMS if source == "Flax" else [KERNEL])
+
+
+@pytest.mark.parametrize("inner", ["float32", "mixed_float16", "bfloat16"])
+def test_a_leaky_relu_of_another_dtype_is_refused(inner: str) -> None:
+    """It is a layer in Keras, which casts."""
+    record = {"module": "keras.layers", "class_name": "LeakyReLU", "config": {"dtype": inner}}
+    config = KERAS | {"dtype": "mixed_bfloat16", "activation": record}
+    if inner == "bfloat16":
+        module, variables = interop.from_keras(config, [KERNEL, BIAS])
+        back, _ = interop.to_keras(module, variables)
+        assert back["activation"]["config"]["dtype"] == "bfloat16"
+        return
+    cast = inner.removeprefix("mixed_")
+    message = rf"activation must compute in the layer's bfloat16, got .* casts to {cast}; .*'bfloat"
+    with pytest.raises(ValueError, match=message):
+        interop.from_keras(config, [KERNEL, BIAS])
+    assert interop.from_keras(config, [KERNEL, BIAS], drop=["activation"])[0].activation is None
 
 
 def test_a_dtype_that_jax_would_round_is_refused() -> None:
@@ -753,8 +835,19 @@ def test_nnx_both_ways(trainable: bool, rng: np.random.Generator) -> None:
     back, arrays = interop.from_nnx(layer)
     jax.tree.map(assert_same_bits, arrays, variables)
     assert back == module
-    with pytest.raises(TypeError, match=r"layer must be one of upconv\.nnx, got upconv\.linen"):
+    with pytest.raises(TypeError, match=r"layer must be a Conv.* upconv\.nnx, got upconv\.linen"):
         interop.from_nnx(module)
+
+
+def test_stacked_nnx_layers_are_refused() -> None:
+    @flax_nnx.vmap(in_axes=0, out_axes=0)
+    def stacked(key: jax.Array) -> nnx.Conv2DTranspose:
+        return nnx.Conv2DTranspose(3, 4, 5, rngs=flax_nnx.Rngs(key))
+
+    layer = stacked(jax.random.split(jax.random.key(0), 2))
+    message = r"kernel must have the shape \(5, 5, 4, 3\), got \(2, 5, 5, 4, 3\)"
+    with pytest.raises(ValueError, match=message):
+        interop.from_nnx(layer)
 
 
 # ------------------------------------------------------------------ ONNX
@@ -840,7 +933,9 @@ def test_onnx_nodes_are_read_by_their_fields() -> None:
         ({"kernel_shape": [4]}, [KERNEL], r"kernel_shape must be that of W, \(6,\), got \(4,\)"),
         ({"auto_pad": "SAME"}, [KERNEL], "auto_pad must be NOTSET, SAME_UPPER, .* got 'SAME'"),
         ({"auto_pad": "VALID", "pads": [1, 1]}, [KERNEL], "pads and auto_pad exclude each other"),
-        ({"pads": [1]}, [KERNEL], "pads must be an integer or 2 integers"),
+        ({"pads": [1]}, [KERNEL], r"pads must be a start and an end per axis, 2 int.* got \(1,\)"),
+        ({}, [KERNEL.astype("i4")], "W must have a floating-point dtype, got int32"),
+        ({}, [KERNEL, BIAS.astype("f2")], "W and B must have one dtype, got float32 and float16"),
         (
             {"output_shape": [9]},
             [KERNEL],
@@ -861,12 +956,27 @@ def test_onnx_output_shape_is_for_the_channels_of_the_kernel() -> None:
         interop.from_onnx(attributes, weights, (1, c_in, 4))
     with pytest.raises(ValueError, match=r"input_shape must be \(batch, 3, \*spatial\) .*, 4, 4\)"):
         interop.from_onnx(attributes, weights, (1, 4, 4))
+    with pytest.raises(TypeError, match=r"input_shape\[2\] must be an integer, got None"):
+        interop.from_onnx(attributes, weights, (None, 3, None))
+
+
+def test_onnx_output_shape_overrides_pads() -> None:
+    """As the standard says; the reference evaluator uses the pads."""
+    attributes, weights = {"output_shape": [4], "strides": [2]}, [KERNEL]
+    plain, _ = interop.from_onnx(attributes, weights, (1, 3, 4))
+    padded, _ = interop.from_onnx(attributes | {"pads": [3, 0]}, weights, (1, 3, 4))
+    assert padded == plain
 
 
 def test_what_holds_no_numbers_is_refused_by_name() -> None:
-    for weights, name in [([object()], "kernel"), ([KERNEL, {"B": BIAS}], "bias")]:
+    for weights, name in [([object()], "W"), ([KERNEL, {"B": BIAS}], "B")]:
         with pytest.raises(TypeError, match=rf"{name} must be an array of numbers, got builtins\."):
             interop.from_onnx({}, weights)
+    for given in ({"W": KERNEL}, KERNEL, "W"):
+        with pytest.raises(TypeError, match="weights must be a list of arrays, got "):
+            interop.from_onnx({}, given)
+        with pytest.raises(TypeError, match="weights must be a list of arrays, got "):
+            interop.from_keras(KERAS, given)
 
 
 def test_onnx_takes_nodes_and_dictionaries() -> None:

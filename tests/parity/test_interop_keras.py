@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from types import ModuleType
 from typing import Any
 
@@ -381,6 +382,39 @@ def test_dtype_policies(policy: str, keras: ModuleType, rng: Any) -> None:
     assert keras.layers.Conv2DTranspose(**config).get_config() == theirs.get_config()
     for a, b in zip(weights, theirs.get_weights(), strict=True):
         assert_same_bits(a, b)
+
+
+@pytest.mark.parametrize("policy", ["bfloat16", "mixed_bfloat16"])
+def test_leaky_relu_computes_in_its_own_dtype(policy: str, peer: ModuleType, rng: Any) -> None:
+    """As a layer of Keras it casts; what is written for ours does not."""
+    x = normal(rng, 2, 5, 3)
+    theirs = peer.layers.Conv1DTranspose(4, 3, activation=peer.layers.LeakyReLU(), dtype=policy)
+    assert theirs(x).dtype == "float32"
+    with pytest.raises(ValueError, match="activation must compute in the layer's bfloat16"):
+        interop.from_keras(theirs)
+    slopes = peer.layers.LeakyReLU(dtype="bfloat16")
+    theirs = peer.layers.Conv1DTranspose(4, 3, activation=slopes, dtype=policy)
+    assert theirs(x).dtype == "bfloat16"
+    module, variables = interop.from_keras(theirs)
+    config, weights = interop.to_keras(module, variables, api=peer.__name__)
+    again = peer.layers.Conv1DTranspose(**config)
+    again.build(x.shape)
+    again.set_weights(weights)
+    assert again(x).dtype == "bfloat16"
+    np.testing.assert_array_equal(again(x), theirs(x))
+
+
+def test_lambdas_are_refused_as_what_they_are(peer: ModuleType) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Keras's own, of lambdas
+        for name in ("activation", "kernel_regularizer", "kernel_initializer"):
+            theirs = peer.layers.Conv1DTranspose(
+                4, 3, **{name: lambda *_, **__: np.ones((3, 4, 6))}
+            )
+            theirs.build((None, 5, 6))
+            with pytest.raises(ValueError, match=rf"^{name} is a lambda, .*drop=\('{name}',\)"):
+                interop.from_keras(theirs)
+            interop.from_keras(theirs, drop=(name,))
 
 
 @UNTYPED

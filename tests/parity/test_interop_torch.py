@@ -186,6 +186,7 @@ def test_layers_with_hooks(torch: ModuleType, import_peer: Any, rng: np.random.G
         lambda a: a.register_full_backward_hook(double),
         lambda a: a.register_full_backward_pre_hook(double),
         lambda a: a.bias.register_hook(double),
+        lambda a: a.weight.register_post_accumulate_grad_hook(double),
     ):
         theirs = torch.nn.ConvTranspose1d(3, 4, 5)
         handle = register(theirs)
@@ -195,6 +196,28 @@ def test_layers_with_hooks(torch: ModuleType, import_peer: Any, rng: np.random.G
             interop.from_torch(theirs)
         handle.remove()
         interop.from_torch(theirs)
+
+
+def test_layers_without_numbers_of_ours(torch: ModuleType) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # lazy modules are said to be new
+        lazy = torch.nn.LazyConvTranspose1d(4, 5)
+    with pytest.raises(ValueError, match="got a LazyConvTranspose1d: run it once first"):
+        interop.from_torch(lazy)
+    lazy(torch.ones(1, 3, 6))
+    assert interop.from_torch(lazy)[0].filters == 4
+    for changes, message in [
+        ({"device": "meta"}, "weight must hold numbers, got a tensor on torch's device 'meta'"),
+        ({"dtype": torch.complex64}, "weight must have a floating-point dtype, got complex64"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            interop.from_torch(torch.nn.ConvTranspose1d(3, 4, 5, **changes))
+    config = {"in_channels": 3, "out_channels": 4, "kernel_size": 5, "bias": False}
+    short = torch.ones(3, 4, 5).to(torch.float8_e4m3fn)
+    with pytest.raises(
+        ValueError, match=r"weight must have bfloat16 or .*, got torch\.float8_e4m3"
+    ):
+        interop.from_torch(config, {"weight": short})
 
 
 def test_dtypes_by_any_name(torch: ModuleType) -> None:

@@ -12,11 +12,13 @@ Layers of `upconv.nnx` come in by `from_nnx` and go out by `to_nnx`:
 `to_nnx(*from_torch(layer))`, `to_keras(*from_nnx(layer))`.
 
 Arrays keep their bits: axes are put in another order and kernels are flipped, but nothing is
-computed. Whatever one library has and the other lacks raises a ValueError that names the argument,
+computed. They must be concrete: under `jax.jit` or `jax.eval_shape` a conversion is a TypeError.
+Whatever one library has and the other lacks raises a ValueError that names the argument,
 so that no part of what a layer computes, or of how it is trained, is lost unseen.
 `drop=("kernel_regularizer",)` allows an argument to be lost; the rest is then converted without it.
 Some things are left out silently: `lowering`; initializers, from and to PyTorch, Flax and ONNX;
-names, from ONNX and where one of the two has none; seeds, devices and input shapes.
+names, from ONNX and where one of the two has none; seeds, devices and input shapes; what Flax keeps
+beside an array, boxes such as `nn.Partitioned` and the metadata of nnx's variables.
 """
 
 from upconv.interop.flax import from_flax, to_flax

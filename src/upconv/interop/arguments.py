@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
+
+import jax
+import numpy as np
 
 # What a layer declares of its parameters and outputs; only Keras's do, too.
 RULES = (
@@ -53,21 +56,48 @@ def check_drop(drop: Collection[str], allowed: Collection[str], peer: str) -> No
 
 
 def check_keys(
-    name: str, value: Mapping[str, Any], known: Collection[str], required: Collection[str] = ()
+    name: str,
+    value: Mapping[str, Any],
+    known: Collection[str],
+    required: Collection[str] = (),
+    hint: str = "",
 ) -> None:
     """Raises a ValueError if the dictionary has an unknown key, or lacks a required one."""
     unknown, lacking = value.keys() - set(known), set(required) - value.keys()
     if unknown:
-        raise ValueError(f"{name} has {sorted(unknown)}, which is unknown here")
+        raise ValueError(f"{name} has {sorted(unknown)}, which is unknown here{hint}")
     if lacking:
-        raise ValueError(f"{name} lacks {sorted(lacking)}, got {sorted(value)}")
+        raise ValueError(f"{name} lacks {sorted(lacking)}, got {sorted(value)}{hint}")
+
+
+def check_parameters(name: str, value: Mapping[str, Any], expected: Collection[str]) -> None:
+    """Raises a ValueError if the dictionary does not hold just the parameters of one layer."""
+    hint = f"; expected {' and '.join(expected)}: give those of this layer alone"
+    check_keys(name, value, expected, required=expected, hint=hint)
 
 
 def mapping(name: str, value: Any) -> Mapping[str, Any]:
-    """Returns `value`, the argument `name`, if it is a dictionary; raises a TypeError if not."""
+    """Returns `value`, the argument `name`; raises a TypeError if it maps anything but strings."""
     if not isinstance(value, Mapping):
         raise TypeError(f"{name} must be a dictionary, got {type_name(value)}")
+    for key in value:
+        if not isinstance(key, str):
+            raise TypeError(f"{name} must have strings for keys, got {key!r}")
     return value
+
+
+def sequence(name: str, value: Any) -> Sequence[Any]:
+    """Returns `value`, the argument `name`; raises a TypeError if it is no sequence."""
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+        raise TypeError(f"{name} must be a list of arrays, got {type_name(value)}")
+    return value
+
+
+def shown(value: Any) -> str:
+    """A value as messages have it: an array by its shape, as its numbers would fill pages."""
+    if isinstance(value, jax.Array | np.ndarray):
+        return f"an array of shape {value.shape}"
+    return repr(value)
 
 
 def type_name(value: Any) -> str:

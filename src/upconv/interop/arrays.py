@@ -35,21 +35,42 @@ def to_torch(value: np.ndarray, dtype: Any) -> Any:
 
 
 def to_numpy(name: str, value: Any) -> np.ndarray:
-    """The same bits in numpy, also of a tensor; raises a TypeError for what holds no numbers."""
+    """The same bits in numpy, also of a tensor.
+
+    Raises:
+      TypeError: for what holds no numbers.
+      ValueError: for a tensor without numbers, or with some that numpy does not have.
+    """
+    if isinstance(value, jax.core.Tracer):
+        raise TypeError(
+            f"{name} must be a concrete array, got one that JAX traces, of shape {value.shape}: "
+            "convert outside of jax.jit, jax.eval_shape and other transformations"
+        )
     package = type(value).__module__.partition(".")[0]
     if package == "onnx" and type(value).__name__ == "TensorProto":
         return sys.modules["onnx"].numpy_helper.to_array(value)
     if package == "torch":
-        import torch
-
-        value = value.detach().cpu()
-        if value.dtype == torch.bfloat16:
-            return value.view(torch.int16).numpy().view(jnp.bfloat16)
-        return value.numpy()
+        return _from_tensor(name, value)
     array = np.asarray(value)
     if array.dtype.hasobject:
         raise TypeError(f"{name} must be an array of numbers, got {arguments.type_name(value)}")
     return array
+
+
+def _from_tensor(name: str, value: Any) -> np.ndarray:
+    import torch
+
+    if value.is_meta:
+        raise ValueError(f"{name} must hold numbers, got a tensor on torch's device 'meta'")
+    value = value.detach().cpu()
+    if value.dtype == torch.bfloat16:
+        return value.view(torch.int16).numpy().view(jnp.bfloat16)
+    try:
+        return value.numpy()
+    except TypeError:  # of float8, for one
+        raise ValueError(
+            f"{name} must have bfloat16 or a dtype of numpy's, got {value.dtype}"
+        ) from None
 
 
 def channels_to_end(kernel: np.ndarray) -> np.ndarray:

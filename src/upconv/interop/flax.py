@@ -97,7 +97,7 @@ def from_flax(
     for name in _ABSENT:
         if config.get(name) is not None:
             raise ValueError(
-                f"{name} is not in this package's layer, got {config[name]!r}; "
+                f"{name} is not in this package's layer, got {arguments.shown(config[name])}; "
                 "upconv.linen.ConvTranspose and upconv.nnx.ConvTranspose have it"
             )
     if config.get("promote_dtype") not in _PROMOTIONS:
@@ -185,7 +185,7 @@ def _read(
         if layer.bias is not None:
             variables["bias"] = layer.bias.get_value()
     elif isinstance(layer, Mapping):
-        return dict(layer), variables
+        return dict(arguments.mapping("layer", layer)), variables
     else:
         raise TypeError(
             "layer must be a ConvTranspose of flax.linen or flax.nnx, or a dictionary of its "
@@ -200,9 +200,8 @@ def _make(config: Mapping[str, Any], variables: Mapping[str, Any]) -> Pair:
     """Our layer with the arguments of Flax's, all of them, and its variables."""
     found = arguments.mapping("variables['params']", variables.get("params", variables))
     names = ["kernel", "bias"] if config["use_bias"] else ["kernel"]
-    arguments.check_keys("variables", found, names, required=names)
-    unboxed = [meta.unbox(found[name]) for name in names]
-    kernel, bias = pairs.kernel_and_bias(unboxed, config["use_bias"])
+    arguments.check_parameters("variables", found, names)
+    kernel, bias = pairs.kernel_and_bias([meta.unbox(found[name]) for name in names], names)
     rank = pairs.rank("kernel", kernel)
     size = config["kernel_size"]
     size = size if isinstance(size, Sequence) else (size,)

@@ -69,7 +69,8 @@ def from_keras(
     Raises:
       TypeError: if `layer` is neither such a layer nor a config.
       ValueError: if the layer is not built, if an object in it is neither in `custom_objects` nor
-        Keras's own (nor an activation of `tf.nn` or, but for `gelu`, of `keras.ops`), or if an
+        Keras's own (nor an activation of `tf.nn` or, but for `gelu`, of `keras.ops`), if a
+        `LeakyReLU` as the activation has another dtype than the layer computes in, or if an
         argument is unknown or does not fit the weights.
 
     >>> config = {"filters": 4, "kernel_size": 5, "strides": 2, "activation": "gelu"}
@@ -87,7 +88,13 @@ def from_keras(
     arguments.check_drop(drop, _OBJECTS, "Keras")
     custom = custom_objects or {}
     options = {name: config[name] for name in _PLAIN if config.get(name) is not None}
-    kernel, bias = pairs.kernel_and_bias(weights, bool(config.get("use_bias", True)))
+    use_bias = bool(config.get("use_bias", True))
+    if len(arguments.sequence("weights", weights)) != 1 + use_bias:
+        raise ValueError(
+            f"weights must be {'kernel and bias' if use_bias else 'the kernel alone'}, as use_bias "
+            f"is {use_bias}, got {len(weights)} arrays"
+        )
+    kernel, bias = pairs.kernel_and_bias(weights, ("weights[0]", "weights[1]")[: len(weights)])
     rank = pairs.rank("weights[0]", kernel)
     size = geometry.per_axis("kernel_size", config["kernel_size"], rank)
     if kernel.shape[:-1] != (*size, config["filters"]):
@@ -95,18 +102,20 @@ def from_keras(
             f"weights[0] must have the shape (*kernel_size, filters, c_in), with {size} and "
             f"{config['filters']}, got {kernel.shape}"
         )
+    computed = kernel.dtype
+    policy = keras_objects.policy("dtype", config.get("dtype"))
+    if policy is not None:
+        stored, computed = policy
+        options["dtype"] = computed
+        if kernel.dtype != stored:
+            raise ValueError(f"weights must be {stored} as dtype says, got {kernel.dtype}")
     if "activation" not in drop:
         activation = config.get("activation")
-        options["activation"] = keras_objects.from_activation(activation, custom, legacy)
+        options["activation"] = keras_objects.from_activation(activation, custom, legacy, computed)
     for name in keras_objects.HOMES:
         if name in config and name not in drop:
             ndim = kernel.ndim if name.startswith("kernel") else 1
             options[name] = keras_objects.from_object(name, config[name], custom, ndim)
-    policy = _from_policy(config.get("dtype"))
-    if policy is not None:
-        stored, options["dtype"] = policy
-        if kernel.dtype != stored:
-            raise ValueError(f"weights must be {stored} as dtype says, got {kernel.dtype}")
     return pairs.make(kernel, bias, **options)
 
 
@@ -164,9 +173,10 @@ def to_keras(
     arguments.check_only("Keras", _ONLY, module, drop, also=_OBJECTS)
     custom = custom_objects or {}
     padding, output_padding = _to_padding(module)
+    computed = kernel.dtype if module.dtype is None else jnp.dtype(module.dtype)
     config = {
         "trainable": module.trainable,
-        "dtype": _to_policy(module, kernel.dtype),
+        "dtype": _to_policy(computed, kernel.dtype),
         "filters": module.filters,
         "kernel_size": module.kernel_size,
         "strides": module.strides,
@@ -180,7 +190,9 @@ def to_keras(
         config["name"] = module.name
     if "activation" not in drop:
         legacy = api == "tf_keras"
-        config["activation"] = keras_objects.to_activation(module.activation, custom, legacy)
+        config["activation"] = keras_objects.to_activation(
+            module.activation, custom, legacy, computed
+        )
     for name in keras_objects.HOMES:
         if name not in drop:
             config[name] = keras_objects.to_object(name, getattr(module, name), custom)
@@ -250,25 +262,8 @@ def _is_computed(module: Any, padding: str, output_padding: tuple[int, ...] | No
 # ------------------------------------------------------------------ dtypes
 
 
-def _from_policy(policy: Any) -> tuple[Any, Any] | None:
-    """The dtypes of variables and computation that a policy stands for."""
-    spec = keras_objects.parse("dtype", policy)
-    if spec is None:
-        return None
-    name = spec.config.get("name", spec.name) if spec.genuine else ""
-    computed = name.removeprefix("mixed_")
-    stored = "float32" if name.startswith("mixed_") else computed
-    try:
-        return jnp.dtype(stored), jnp.dtype(computed)
-    except TypeError:
-        raise ValueError(
-            f"dtype must be the name of a dtype or a policy of Keras's own, got {policy!r}"
-        ) from None
-
-
-def _to_policy(module: Any, stored: Any) -> str:
-    """The policy of a layer that keeps its parameters in `stored`."""
-    computed = stored if module.dtype is None else jnp.dtype(module.dtype)
+def _to_policy(computed: Any, stored: Any) -> str:
+    """The policy of a layer that computes in `computed` and keeps its parameters in `stored`."""
     if computed == stored:
         return str(stored)
     if stored == jnp.float32 and computed in (jnp.float16, jnp.bfloat16):

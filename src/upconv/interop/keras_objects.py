@@ -134,6 +134,11 @@ def parse(argument: str, value: Any) -> Spec | None:
         return None
     if isinstance(value, str):
         return Spec(value, {}, (value,), genuine=True)
+    if _is_lambda(value):
+        raise ValueError(
+            f"{argument} is a lambda, which Keras stores as bytecode; leave it out with "
+            f"drop=({argument!r},) and give our layer a function that does the same"
+        )
     called = value.get("class_name") if isinstance(value, Mapping) else None
     config = (value.get("config") or {}) if called else None
     if not (isinstance(called, str) and isinstance(config, str | Mapping)):
@@ -148,6 +153,29 @@ def parse(argument: str, value: Any) -> Spec | None:
     package = str(value.get("module", "keras")).partition(".")[0]  # older configs name no module
     genuine = registered == called and package in ACTIVATIONS_OF
     return Spec(called, dict(config), (registered, called), genuine)
+
+
+def policy(argument: str, value: Any) -> tuple[Any, Any] | None:
+    """The dtypes of variables and computation that a policy stands for."""
+    spec = parse(argument, value)
+    if spec is None:
+        return None
+    name = spec.config.get("name", spec.name) if spec.genuine else ""
+    computed = name.removeprefix("mixed_")
+    stored = "float32" if name.startswith("mixed_") else computed
+    try:
+        return jnp.dtype(stored), jnp.dtype(computed)
+    except TypeError:
+        raise ValueError(
+            f"{argument} must be the name of a dtype or a policy of Keras's own, got {value!r}"
+        ) from None
+
+
+def _is_lambda(value: Any) -> bool:
+    """Whether Keras wrote a lambda there; of one that is an activation it writes the code alone."""
+    if not isinstance(value, Mapping):
+        return False
+    return value.get("class_name") == "__lambda__" or value.keys() == {"value"}
 
 
 # ------------------------------------------------------------------ activations
@@ -176,14 +204,22 @@ def activation_of(layer: Any, value: Any, package: str) -> Any:
     return _function(value, function.__module__) if isinstance(value, str) else value
 
 
-def from_activation(value: Any, custom: Mapping[str, Any], legacy: bool) -> Any:
-    """Our activation for Keras's, or for the legacy Keras's."""
+def from_activation(value: Any, custom: Mapping[str, Any], legacy: bool, computed: Any) -> Any:
+    """Our activation for Keras's, or the legacy Keras's, in a layer that computes in a dtype."""
     spec = parse("activation", value)
     if spec is None:
         return None
     if any(key in custom for key in spec.keys):
         return _from_custom("activation", spec, custom)
     if spec.genuine and spec.name == "LeakyReLU":
+        # A layer of its own, which casts what it is given to the dtype of its policy.
+        cast = policy("activation", spec.config.get("dtype"))
+        if cast is not None and cast[1] != computed:
+            raise ValueError(
+                f"activation must compute in the layer's {computed}, got a LeakyReLU that casts to "
+                f"{cast[1]}; give it the dtype {str(computed)!r} in Keras, or leave it out with "
+                "drop=('activation',)"
+            )
         slopes = [spec.config[key] for key in ("negative_slope", "alpha") if key in spec.config]
         return activations.LeakyReLU(float(slopes[0] if slopes else 0.3))
     known = _activations(legacy)
@@ -192,22 +228,26 @@ def from_activation(value: Any, custom: Mapping[str, Any], legacy: bool) -> Any:
     return known[spec.name]
 
 
-def to_activation(value: Any, custom: Mapping[str, Any], legacy: bool) -> Any:
-    """Keras's activation for ours, or the legacy Keras's."""
-    record = _to_custom("activation", value, custom)
+def to_activation(given: Any, custom: Mapping[str, Any], legacy: bool, computed: Any) -> Any:
+    """Keras's activation for ours, or the legacy Keras's, in a layer that computes in a dtype."""
+    record = _to_custom("activation", given, custom)
     if record is not None:
         return record
-    value = getattr(jax.nn, value) if isinstance(value, str) else value
+    value = getattr(jax.nn, given) if isinstance(given, str) else given
     value = next((ours for function, ours in _SYNONYMS if function is value), value)
-    for name, ours in _activations(legacy).items():
+    known = _activations(legacy)
+    for name, ours in known.items():
         if value == (getattr(jax.nn, ours) if isinstance(ours, str) else ours):
             return name
     if isinstance(value, activations.LeakyReLU):
         slope = "alpha" if legacy else "negative_slope"
-        return _record("keras.layers", "LeakyReLU", {slope: value.negative_slope})
+        fields = {slope: value.negative_slope, "dtype": str(computed)}
+        return _record("keras.layers", "LeakyReLU", fields)
+    named = known.get(getattr(value, "__name__", ""))
+    hint = f" (Keras's of that name is {named!r} here)" if named is not None else ""
     raise ValueError(
-        f"activation={value!r} is not in {'the legacy Keras' if legacy else 'Keras'} under a name "
-        "known here; name it in custom_objects, or leave it out with drop=('activation',)"
+        f"activation={given!r} is not in {'the legacy Keras' if legacy else 'Keras'} under a name "
+        f"known here{hint}; name it in custom_objects, or leave it out with drop=('activation',)"
     )
 
 
@@ -274,8 +314,11 @@ def to_object(name: str, value: Any, custom: Mapping[str, Any]) -> Any:
     record = _to_initializer(value) if home == "keras.initializers" else None
     if record is not None:
         return record
+    hint = ""
+    if home == "keras.initializers" and str(getattr(value, "__module__", "")).startswith("jax"):
+        hint = "; upconv.initializers has JAX's as objects, he_normal() for one"
     raise ValueError(
-        f"{name}={value!r} is not in Keras; name it in custom_objects, or leave it out with "
+        f"{name}={value!r} is not in Keras{hint}; name it in custom_objects, or leave it out with "
         f"drop=({name!r},)"
     )
 

@@ -37,6 +37,8 @@ def from_nnx(layer: NnxLayer) -> Pair:
 
     Raises:
       TypeError: for anything else.
+      ValueError: if the arrays are not of the layer's own sizes, as those of layers that `nnx.vmap`
+        stacked are not.
 
     >>> layer = nnx.Conv2DTranspose(3, 4, 5, rngs=flax_nnx.Rngs(0))
     >>> module, variables = from_nnx(layer)
@@ -44,11 +46,15 @@ def from_nnx(layer: NnxLayer) -> Pair:
     True
     """
     if type(layer) not in _LAYERS.values():
-        raise TypeError(f"layer must be one of upconv.nnx, got {arguments.type_name(layer)}")
+        raise TypeError(
+            "layer must be a Conv1DTranspose, Conv2DTranspose or Conv3DTranspose of upconv.nnx, "
+            f"got {arguments.type_name(layer)}; from_flax converts a ConvTranspose"
+        )
     module = pairs.LAYERS[layer.rank](**{name: getattr(layer.config, name) for name in FIELDS})
     parameters = {"kernel": layer.kernel.get_value()}
     if layer.bias is not None:
         parameters["bias"] = layer.bias.get_value()
+    pairs.check_shapes(module, parameters["kernel"], parameters.get("bias"))
     return module, {collection(module.trainable): parameters}
 
 

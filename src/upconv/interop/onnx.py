@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from upconv import geometry
-from upconv.interop import arrays, pairs
+from upconv.interop import arguments, arrays, pairs
 from upconv.interop.pairs import Pair
 
 _ATTRIBUTES = (
@@ -42,7 +42,8 @@ def from_onnx(
     that. A negative total adds zeros: with `SAME_UPPER` and `SAME_LOWER` by the same formula
     and otherwise at the end, as the reference evaluator of the package `onnx` does. (ONNX Runtime
     adds none where the kernel is shorter than the stride: its outputs are shorter there than
-    `input * stride`, the length that the standard gives.)
+    `input * stride`, the length that the standard gives.) Where `output_shape` is given, `pads` are
+    ignored, as the standard says and against the reference evaluator, which uses them.
 
     Args:
       node: an `onnx.NodeProto`, or its attributes as a dictionary.
@@ -55,7 +56,8 @@ def from_onnx(
       `(module, variables)`. The module is `channels_first`.
 
     Raises:
-      TypeError: if an attribute has the wrong type, or `weights` are no arrays.
+      TypeError: if an attribute or an axis of `input_shape` has the wrong type, or `weights` are
+        no list of arrays.
       ValueError: for an operator that is not `ConvTranspose`, an attribute that is unknown or
         does not fit the others or the weights, weights that are not the node's inputs after `X`, or
         an `output_shape` without an `input_shape` that fits.
@@ -68,7 +70,7 @@ def from_onnx(
     (1, 4, 16, 12)
     """
     attributes = _attributes(node)
-    if not 1 <= len(weights) <= 2:
+    if not 1 <= len(arguments.sequence("weights", weights)) <= 2:
         raise ValueError(f"weights must be [W] or [W, B], got {len(weights)} arrays")
     # A dictionary of attributes does not tell; an input that is left out has an empty name.
     inputs = None if isinstance(node, Mapping) else [name for name in node.input[1:] if name]
@@ -76,7 +78,7 @@ def from_onnx(
         raise ValueError(
             f"weights must be the node's inputs after X, {inputs}, got {len(weights)} arrays"
         )
-    kernel, bias = pairs.kernel_and_bias(weights, use_bias=len(weights) == 2)
+    kernel, bias = pairs.kernel_and_bias(weights, ("W", "B")[: len(weights)])
     rank = pairs.rank("W", kernel)
     size = kernel.shape[2:]
     given = tuple(attributes.get("kernel_shape", size))
@@ -116,6 +118,10 @@ def _padding(
         excess = [k - s for k, s in zip(span, strides, strict=True)]
     else:
         pads = attributes.get("pads", (0,) * 2 * rank)
+        if _listed(pads) and len(pads) != 2 * rank:
+            raise ValueError(
+                f"pads must be a start and an end per axis, {2 * rank} integers, got {pads}"
+            )
         pads = geometry.per_axis("pads", pads, 2 * rank, minimum=0)
         crops = tuple(zip(pads[:rank], pads[rank:], strict=True))
         return {"padding": crops, "output_padding": output_padding}
@@ -138,7 +144,8 @@ def _spatial(input_shape: Sequence[int | None] | None, c_in: int, rank: int) -> 
             f"input_shape must be (batch, {c_in}, *spatial) with {rank} spatial axes, as "
             f"output_shape is given, got {input_shape!r}"
         )
-    return geometry.per_axis("input_shape", input_shape[2:], rank)
+    axes = range(2, rank + 2)
+    return tuple(geometry.integer(f"input_shape[{i}]", input_shape[i], minimum=1) for i in axes)
 
 
 def _per_axis(
@@ -170,7 +177,7 @@ def _attributes(node: Any) -> dict[str, Any]:
 def _read(node: Any) -> dict[str, Any]:
     """The attributes by name, as they stand in the node or in the dictionary."""
     if isinstance(node, Mapping):
-        return dict(node)
+        return dict(arguments.mapping("node", node))
     if not hasattr(node, "op_type"):
         raise TypeError(f"node must be an onnx.NodeProto or a dictionary, got {node!r}")
     if node.op_type != "ConvTranspose":

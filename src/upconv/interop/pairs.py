@@ -51,16 +51,23 @@ def take_apart(module: Any, variables: Mapping[str, Any]) -> tuple[np.ndarray, n
     """Kernel and bias of our layer, once they are seen to be its own."""
     if type(module) not in LAYERS.values():
         raise TypeError(
-            f"module must be a layer of upconv.linen, got {arguments.type_name(module)}; from_nnx "
-            "gives one for a layer of upconv.nnx"
+            "module must be a Conv1DTranspose, Conv2DTranspose or Conv3DTranspose of "
+            f"upconv.linen, got {arguments.type_name(module)}; from_flax converts a "
+            "ConvTranspose, from_nnx the other layers of upconv.nnx"
         )
     home = collection(module.trainable)
     if home not in arguments.mapping("variables", variables):
         raise ValueError(f"variables must have {home!r}, got {sorted(variables)}")
     found = arguments.mapping(f"variables[{home!r}]", meta.unbox(variables[home]))
     names = ["kernel", "bias"] if module.use_bias else ["kernel"]
-    arguments.check_keys("variables", found, names, required=names)
-    kernel, bias = kernel_and_bias([found[name] for name in names], module.use_bias)
+    arguments.check_parameters("variables", found, names)
+    kernel, bias = kernel_and_bias([found[name] for name in names], names)
+    check_shapes(module, kernel, bias)
+    return kernel, bias
+
+
+def check_shapes(module: Any, kernel: Any, bias: Any | None) -> None:
+    """Raises a ValueError unless these arrays are of the sizes that our layer has."""
     channels = (module.filters // module.groups, kernel.shape[-1] if kernel.ndim else 0)
     for name, array, shape in (
         ("kernel", kernel, (*module.kernel_size, *channels)),
@@ -68,7 +75,6 @@ def take_apart(module: Any, variables: Mapping[str, Any]) -> tuple[np.ndarray, n
     ):
         if array is not None and array.shape != shape:
             raise ValueError(f"{name} must have the shape {shape}, got {array.shape}")
-    return kernel, bias
 
 
 def crops(module: Any, peer: str, **changes: Any) -> geometry.Pads:
@@ -89,20 +95,24 @@ def span(module: Any) -> tuple[int, ...]:
     return tuple(map(geometry.dilated, module.kernel_size, module.dilation_rate))
 
 
-def kernel_and_bias(weights: Sequence[Any], use_bias: bool) -> tuple[np.ndarray, np.ndarray | None]:
-    """The weights of any library as arrays of numpy, once they are seen to have one dtype."""
-    if len(weights) != 1 + use_bias:
-        raise ValueError(
-            f"weights must be {'kernel and bias' if use_bias else 'the kernel alone'}, as use_bias "
-            f"is {use_bias}, got {len(weights)} arrays"
-        )
-    kernel = arrays.to_numpy("kernel", weights[0])
-    bias = arrays.to_numpy("bias", weights[1]) if use_bias else None
-    if bias is not None and bias.dtype != kernel.dtype:
-        raise ValueError(
-            f"kernel and bias must have one dtype, got {kernel.dtype} and {bias.dtype}"
-        )
-    return kernel, bias
+def kernel_and_bias(
+    weights: Sequence[Any], names: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """The weights of any library as arrays of numpy, once they are seen to have one dtype.
+
+    Args:
+      weights: the kernel, and the bias if there is one.
+      names: what the caller calls each.
+    """
+    found = [arrays.to_numpy(name, value) for name, value in zip(names, weights, strict=True)]
+    for name, array in zip(names, found, strict=True):
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise ValueError(f"{name} must have a floating-point dtype, got {array.dtype}")
+        if array.dtype != found[0].dtype:
+            raise ValueError(
+                f"{' and '.join(names)} must have one dtype, got {found[0].dtype} and {array.dtype}"
+            )
+    return found[0], found[1] if len(found) > 1 else None
 
 
 def rank(name: str, kernel: np.ndarray) -> int:

@@ -36,7 +36,10 @@ _ARGUMENTS: dict[str, Any] = {
     "dtype": None,
 }
 # Where modules keep what else runs, forward and backward, and parameters what runs backward.
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+_HOOKS = (
+    *("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks"),
+    "_post_accumulate_grad_hooks",
+)
 # What takes a hook of `torch.nn.utils` off again, by the module that it is of.
 _REMEDIES = {
     "torch.nn.utils.weight_norm": "torch.nn.utils.remove_weight_norm",
@@ -68,8 +71,9 @@ def from_torch(layer: Any, weights: Mapping[str, Any] | None = None) -> Pair:
     Raises:
       TypeError: if `layer` is neither such a layer nor a dictionary.
       ValueError: if an argument is unknown or does not fit the weights; if the layer computes its
-        weight from others (`torch.nn.utils.parametrize`, `weight_norm`, `prune`), has hooks, or
-        trains only one of weight and bias.
+        weight from others (`torch.nn.utils.parametrize`, `weight_norm`, `prune`), has hooks, trains
+        only one of weight and bias, or has no weights yet (`LazyConvTranspose2d`, the device
+        `"meta"`).
 
     >>> import numpy as np
     >>> config = {"in_channels": 3, "out_channels": 4, "kernel_size": 5, "stride": 2, "padding": 2}
@@ -86,8 +90,8 @@ def from_torch(layer: Any, weights: Mapping[str, Any] | None = None) -> Pair:
     arguments.check_keys("layer", given, _ARGUMENTS, required=required)
     config = {**_ARGUMENTS, **given}
     names = ["weight", "bias"] if config["bias"] else ["weight"]
-    arguments.check_keys("weights", arguments.mapping("weights", weights), names, required=names)
-    kernel, bias = pairs.kernel_and_bias([weights[name] for name in names], bool(config["bias"]))
+    arguments.check_parameters("weights", arguments.mapping("weights", weights), names)
+    kernel, bias = pairs.kernel_and_bias([weights[name] for name in names], names)
     rank = pairs.rank("weight", kernel)
     groups = geometry.integer("groups", config["groups"], minimum=1)
     size = geometry.per_axis("kernel_size", config["kernel_size"], rank)
@@ -186,7 +190,10 @@ def _read(layer: Any) -> tuple[dict[str, Any], dict[str, Any], bool]:
             f"layer must hold its weight itself, got a {name} that computes it from others: "
             "torch.nn.utils.parametrize.remove_parametrizations makes it a plain one"
         )
-    if not home.startswith("torch.nn.modules.") or name not in _LAYERS:
+    own = home.startswith("torch.nn.modules.")
+    if own and name.startswith("Lazy") and name.removeprefix("Lazy") in _LAYERS:
+        raise ValueError(f"layer must have its weights, got a {name}: run it once first")
+    if not own or name not in _LAYERS:
         raise TypeError(
             f"layer must be one of {', '.join(_LAYERS)} of torch.nn, or the arguments of "
             f"one with weights, got {arguments.type_name(layer)}"
