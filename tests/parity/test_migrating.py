@@ -19,11 +19,12 @@ import upconv
 import upconv.linen
 from checks import normal
 from side_by_side import Call, compare, error
-from upconv.interop import from_keras
+from upconv.interop import from_keras, to_keras
 
 pytestmark = pytest.mark.parity
 
 PAGE = Path(__file__).parents[2] / "docs" / "migrating.md"
+WEIGHTS = [np.ones((4, 2, 3), np.float32), np.zeros(2, np.float32)]
 OPTIONAL = {"tensorflow", "keras", "torch", "haiku", "equinox", "onnx"}
 
 
@@ -237,10 +238,13 @@ def test_what_it_says_of_pytorch(torch: ModuleType, rng: np.random.Generator) ->
     later = theirs(x, w5, stride=2, padding=2, output_padding=1)
     assert later.shape == (12, 2)
     error("5", ours(x, w5, **same)[1:], later[:-1])
-    # A stride larger than the kernel: zeros at the end.
-    y = ours(x, w4, strides=6)
-    error("valid", y[:-2], theirs(x, w4, stride=6))
-    assert not y[-2:].any()
+    # A stride larger than the dilated kernel: zeros at the end.
+    for dilation, span in [(1, 4), (2, 7)]:
+        y = ours(x, w4, strides=9, dilation_rate=dilation)
+        error("valid", y[: span - 9], theirs(x, w4, stride=9, dilation=dilation))
+        assert not y[span - 9 :].any()
+    y = ours(x, w4, strides=6, dilation_rate=2)
+    error("valid, dilated", y, theirs(x, w4, stride=6, dilation=2))
 
 
 def test_what_it_says_of_activations(rng: np.random.Generator) -> None:
@@ -256,6 +260,45 @@ def test_what_it_says_of_activations(rng: np.random.Generator) -> None:
         config = {"filters": 2, "kernel_size": 4, "activation": name}
         layer, variables = from_keras(config, [kernel, bias])
         error(name, layer.apply(variables, x), keras(y))
+
+
+def test_activations_that_are_not_converted(import_peer: Callable[[str], ModuleType]) -> None:
+    keras, tf = import_peer("keras"), import_peer("tensorflow")
+    layers = keras.layers
+    for activation in (
+        *("sparsemax", "threshold", tf.nn.crelu, layers.ReLU(), layers.ELU(), layers.PReLU()),
+        *(layers.Softmax(), layers.Activation("relu")),
+    ):
+        theirs = layers.Conv1DTranspose(2, 4, activation=activation)
+        theirs.build((None, 5, 3))
+        with pytest.raises(
+            ValueError, match=r"activation=.* is none of Keras's own that are known"
+        ):
+            from_keras(theirs)
+        module, _ = from_keras(theirs, drop=("activation",))
+        assert module.clone(activation="relu").activation == "relu"
+    for name in ("exponential", "hard_shrink", "soft_shrink", "tanh_shrink"):
+        ours, _ = from_keras({"filters": 2, "kernel_size": 4, "activation": name}, WEIGHTS)
+        assert type(ours.activation).__name__ == name.title().replace("_", "")
+        assert not hasattr(jax.nn, name)
+
+
+def test_an_output_padding_is_below_the_larger_of_stride_and_dilation() -> None:
+    for strides, dilation in [(2, 1), (1, 3), (2, 3)]:
+        most = max(strides, dilation)
+        options = {"strides": strides, "dilation_rate": dilation}
+        upconv.linen.Conv1DTranspose(2, 4, **options, output_padding=most - 1)
+        with pytest.raises(ValueError, match="output_padding"):
+            upconv.linen.Conv1DTranspose(2, 4, **options, output_padding=most)
+
+
+def test_custom_objects_go_back_to_keras(import_peer: Callable[[str], ModuleType]) -> None:
+    keras = import_peer("keras")
+    layer, variables = from_keras({"filters": 2, "kernel_size": 4}, WEIGHTS)
+    custom = {"swoosh": jnp.sin}
+    config, _ = to_keras(layer.clone(activation=jnp.sin), variables, custom_objects=custom)
+    with keras.saving.custom_object_scope({"swoosh": keras.ops.sin}):
+        assert keras.layers.Conv1DTranspose(**config).activation is keras.ops.sin
 
 
 def test_what_it_says_of_initial_values(import_peer: Callable[[str], ModuleType]) -> None:
@@ -285,6 +328,9 @@ def test_what_it_says_of_initial_values(import_peer: Callable[[str], ModuleType]
     np.testing.assert_allclose(np.std(kernel), 0.88 * sigma, rtol=0.03)
     kernel = nn.ConvTranspose(filters, size).init(key, x)["params"]["kernel"]
     np.testing.assert_allclose(np.std(kernel), sigma, rtol=0.03)
+    layer = nn.ConvTranspose(filters, size, transpose_kernel=True)
+    kernel = layer.init(key, x)["params"]["kernel"]
+    np.testing.assert_allclose(np.std(kernel), 1 / np.sqrt(filters * 15), rtol=0.03)
 
 
 @pytest.mark.parametrize("rank", [1, 3])
