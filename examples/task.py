@@ -24,7 +24,7 @@ import optax
 
 import config as configs
 from upconv import constraints, transforms
-from upconv.rules import Rule, named_leaves
+from upconv.rules import Constraint, Rule, named_leaves
 
 DEVICES = "devices"
 """The mesh axis over which a batch is split."""
@@ -102,7 +102,7 @@ def check_rules(task: Task) -> None:
                 raise configs.ConfigError(
                     f"{getattr(rule, kind)} cannot be applied to {path}, whose shape is "
                     f"{shapes[path]}: {error}",
-                    key=f"model.kernel_{kind}",
+                    key=f"model.{path.rpartition('/')[2]}_{kind}",
                 ) from error
 
 
@@ -129,30 +129,45 @@ def constraint_report(task: Task, state: State) -> list[dict[str, Any]]:
     below 1, and so changes its own results again: where it does, `satisfied` is None.
     """
     leaves = dict(named_leaves(task.params(state)))
-    report = []
-    for path, rule in task.rules.items():
-        if rule.constraint is None:
-            continue
-        value = leaves[path]
-        once = rule.constraint(value)
-        moved, again = (
-            float(jnp.max(jnp.abs(after - before)))
-            for before, after in ((value, once), (once, rule.constraint(once)))
-        )
-        rounding = 1e-5 * float(jnp.max(jnp.abs(value)))
-        satisfied = None if min(moved, again) > rounding else moved <= rounding
-        detail = f"applying it again moves no weight by more than {moved:.1e}"
-        if isinstance(rule.constraint, constraints.MaxNorm):
-            norms = jnp.sqrt(jnp.sum(jnp.square(value), axis=rule.constraint.axis)).ravel()
-            bound = rule.constraint.max_value
-            at_bound = int(jnp.sum(norms > 0.999 * bound))
-            detail = f"largest norm {norms.max():.6f}, {at_bound} of {norms.size} at the bound"
-        report.append(
-            {
-                "path": path,
-                "constraint": repr(rule.constraint),
-                "satisfied": satisfied,
-                "detail": detail,
-            }
-        )
-    return report
+    return [
+        {
+            "path": path,
+            "constraint": repr(rule.constraint),
+            **constraint_check(rule.constraint, rule.stacked_axes, leaves[path]),
+        }
+        for path, rule in task.rules.items()
+        if rule.constraint is not None
+    ]
+
+
+def constraint_check(
+    constraint: Constraint, stacked_axes: tuple[int, ...], value: jax.Array
+) -> dict[str, Any]:
+    """`satisfied` and `detail` of `constraint_report`, for all slices of a stacked parameter.
+
+    >>> constraint_check(constraints.MaxNorm(1.8), (0,), jnp.ones((2, 3, 4)))
+    {'satisfied': True, 'detail': 'largest norm 1.732051, 0 of 8 at the bound'}
+    """
+
+    def moves(value: jax.Array) -> tuple[jax.Array, jax.Array]:
+        once = constraint(value)
+        return jnp.max(jnp.abs(once - value)), jnp.max(jnp.abs(constraint(once) - once))
+
+    moved, again = (float(jnp.max(x)) for x in per_slice(moves, stacked_axes)(value))
+    rounding = 1e-5 * float(jnp.max(jnp.abs(value)))
+    satisfied = None if min(moved, again) > rounding else moved <= rounding
+    detail = f"applying it again moves no weight by more than {moved:.1e}"
+    if isinstance(constraint, constraints.MaxNorm):
+        axis, bound = constraint.axis, constraint.max_value
+        norm = per_slice(lambda x: jnp.sqrt(jnp.sum(jnp.square(x), axis=axis)), stacked_axes)
+        norms = norm(value)
+        at_bound = int(jnp.sum(norms > 0.999 * bound))
+        detail = f"largest norm {norms.max():.6f}, {at_bound} of {norms.size} at the bound"
+    return {"satisfied": satisfied, "detail": detail}
+
+
+def per_slice(f: Callable[[jax.Array], Any], stacked_axes: tuple[int, ...]) -> Callable[..., Any]:
+    """`f` for each slice of a stacked parameter, whose axes are as `upconv.rules.Rule` has them."""
+    for axis in stacked_axes:
+        f = jax.vmap(f, in_axes=axis)
+    return f

@@ -604,9 +604,32 @@ def test_a_violated_constraint_is_reported() -> None:
     assert "0 of 3" in check["detail"]
 
 
-def report_of(constraint: constraints.MinMaxNorm, kernel: np.ndarray) -> dict[str, Any]:
+def test_each_slice_of_a_stacked_kernel_is_under_its_constraint_by_itself() -> None:
+    """`nn.scan` stacks first along axis 2, then along axis 0 of what that gives."""
+    rng = np.random.default_rng(0)
+    constraint = constraints.MaxNorm(1.0, axis=(0, 1))
+    slices = [np.asarray(constraint(9 * rng.normal(size=(3, 2, 4)))) for _ in range(10)]
+    stacked = np.stack([np.stack(slices[:5], axis=2), np.stack(slices[5:], axis=2)])
+    check = report_of(constraint, stacked, stacked_axes=(2, 0))
+    assert check["satisfied"] is True
+    assert check["detail"].endswith("40 of 40 at the bound")
+    stacked[1, :, :, 3] *= 1.1
+    check = report_of(constraint, stacked, stacked_axes=(2, 0))
+    assert check["satisfied"] is False
+    assert "largest norm 1.1000" in check["detail"]
+
+
+def test_the_rule_at_fault_is_named_by_its_parameter() -> None:
     made = toy.build(toy.Config("toy"))
-    made.rules = {"up/kernel": Rule(constraint=constraint)}
+    made.rules = {"up/bias": Rule(constraint=constraints.MaxNorm(1.0, axis=3))}
+    made.params = lambda state: {"up": {"bias": jax.numpy.zeros(2)}}
+    with pytest.raises(configs.ConfigError, match=r"^model\.bias_constraint: MaxNorm\(.*up/bias"):
+        task.check_rules(made)
+
+
+def report_of(constraint: Any, kernel: np.ndarray, **stacked: Any) -> dict[str, Any]:
+    made = toy.build(toy.Config("toy"))
+    made.rules = {"up/kernel": Rule(constraint=constraint, **stacked)}
     (check,) = task.constraint_report(made, toy.State({"up": {"kernel": kernel}}, None))
     return check
 
