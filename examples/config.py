@@ -104,11 +104,11 @@ class Train:
     """The training loop."""
 
     steps: int = 2000
-    """How many times the parameters are updated."""
+    """How many times the parameters are updated; learning rates fall to 0 over as many steps."""
     batch_size: int = 100
     """Examples per step, all devices taken together."""
     log_every: int = 100
-    """Steps from one line of metrics to the next; a line has the means over these steps."""
+    """Steps from one line of metrics to the next; each has the means since the line before."""
     evaluate_every: int = 500
     """Steps from one evaluation, with pictures, to the next; it also writes a line of metrics."""
     checkpoint_every: int = 500
@@ -136,7 +136,7 @@ class Config:
     run: str | None = None
     """The folder to write to; by default runs/NAME for configs/NAME.toml."""
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Continue from the last checkpoint in that folder."""
+    """Continue from the last checkpoint in that folder; `train.steps` may differ, see there."""
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
     """Start afresh even if the folder has a checkpoint, and delete what the earlier run wrote."""
     train: Train = Train()

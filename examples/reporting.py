@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import config as configs
 import pictures
-from task import State, Task, constraint_report
+from task import Figures, State, Task, constraint_report
 
 VERDICTS = {True: "satisfied", False: "VIOLATED", None: "goes only part of the way each time"}
 """How the log says what `constraint_report` has found."""
@@ -33,13 +33,16 @@ class Reporter:
       run: the folder to write to.
       after: the step that the run goes on from. Lines of later steps, written before it was
         interrupted, are dropped: they will be written again.
+      written: whether a line of that step was written; see `last`.
 
     Raises:
       MetricsError: if the lines up to that step cannot be read, or nothing but the summary is left
-        to write, and the last line, which it repeats, is missing.
+        to write, and the last line, which it repeats, was written and is missing.
     """
 
-    def __init__(self, config: configs.Config, task: Task, run: Path, after: int) -> None:
+    def __init__(
+        self, config: configs.Config, task: Task, run: Path, after: int, *, written: bool
+    ) -> None:
         self.config, self.task, self.run, self.after = config, task, run, after
         self.leads = jax.process_index() == 0
         self.console = Console(highlight=False, soft_wrap=True, quiet=not self.leads)
@@ -51,7 +54,8 @@ class Reporter:
         self.tensorboard = None
         if self.leads:
             lines = read_lines(self.metrics, after)
-            if after == config.train.steps and (not lines or lines[-1]["step"] != after):
+            missing = written and (not lines or lines[-1]["step"] != after)
+            if after == config.train.steps and missing:
                 raise MetricsError(
                     f"{self.metrics}: the line of step {after}, which the summary repeats, is "
                     "missing; only with more --train.steps can the run go on"
@@ -61,8 +65,8 @@ class Reporter:
             writer = import_module("tensorboardX").SummaryWriter
             self.tensorboard = writer(str(run / "tensorboard"), purge_step=after + 1)
 
-    def start(self, state: State) -> None:
-        """Says what is about to happen, and shows the bar."""
+    def start(self, state: State, planned: int) -> None:
+        """Says what is about to happen, how many steps were planned before, and shows the bar."""
         count = sum(leaf.size for leaf in jax.tree.leaves(self.task.params(state)))
         devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
         self.console.print(*self.task.about, sep="\n")
@@ -71,6 +75,11 @@ class Reporter:
             self.console.print(f"  {path}: {rule.regularizer}, {rule.constraint}")
         if self.after:
             self.console.print(f"going on after step {self.after}")
+        if planned != (steps := self.config.train.steps):
+            self.console.print(
+                f"train.steps was {planned} and is {steps}: schedules, such as the learning "
+                f"rate's, now end at step {steps}"
+            )
         self.bar.start()
 
     def progress(self, step: int) -> None:
@@ -84,13 +93,41 @@ class Reporter:
         if not self.leads:
             return
         if state is not None:
-            line |= self.task.evaluate(state)
-            for name, picture in self.task.pictures(state).items():
-                folder = self.run / "pictures"
-                folder.mkdir(exist_ok=True)
-                pictures.save(folder / f"{name}-{line['step']:06d}.png", picture)
+            line = joined(line, self.task.evaluate(state))
+            self.draw(state, line["step"])
         with self.metrics.open("a") as file:
             file.write(json.dumps(line) + "\n")
+        self.show(line)
+
+    def last(self, line: dict[str, Any] | None, state: State) -> None:
+        """Completes the last line of a run that goes on from its last step.
+
+        When that step was taken more may have been planned, so that it was not evaluated.
+
+        Args:
+          line: the metrics since the line before; None if they were written at once.
+          state: what the run has come to.
+        """
+        if line is not None:
+            self.line(line, state)
+        elif self.leads:
+            *lines, line = read_lines(self.metrics, self.after)
+            figures = self.task.evaluate(state)
+            if not figures.keys() <= line.keys():
+                line = joined(line, figures)
+                self.draw(state, self.after)
+                write_lines(self.metrics, [*lines, line])
+                self.show(line)
+
+    def draw(self, state: State, step: int) -> None:
+        """Writes the pictures of a step."""
+        for name, picture in self.task.pictures(state).items():
+            folder = self.run / "pictures"
+            folder.mkdir(exist_ok=True)
+            pictures.save(folder / f"{name}-{step:06d}.png", picture)
+
+    def show(self, line: dict[str, Any]) -> None:
+        """Shows a line of metrics where one looks while the run goes on."""
         if self.tensorboard is not None:
             for name, value in line.items():
                 self.tensorboard.add_scalar(name, value, line["step"])
@@ -133,6 +170,20 @@ class Reporter:
         self.bar.stop()
         if self.tensorboard is not None:
             self.tensorboard.close()
+
+
+def joined(line: dict[str, Any], figures: Figures) -> dict[str, Any]:
+    """A line of metrics with more figures.
+
+    Raises:
+      ValueError: if one of them has the name of another.
+
+    >>> joined({"step": 3, "loss": 0.5}, {"error": 0.1})
+    {'step': 3, 'loss': 0.5, 'error': 0.1}
+    """
+    if twice := line.keys() & figures.keys():
+        raise ValueError(f"evaluate() must return figures of other names than {sorted(twice)}")
+    return line | figures
 
 
 def read_lines(path: Path, last: int) -> list[dict[str, Any]]:

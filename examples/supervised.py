@@ -29,7 +29,7 @@ class Supervised(ABC):
       model: what is trained.
       example: a batch that the model can take.
       optimizer: the config's.
-      steps: how many steps there will be.
+      steps: how many steps there will be; the learning rate falls to 0 over them.
     """
 
     def __init__(

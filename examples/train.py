@@ -7,10 +7,11 @@
 It writes to the folder `run`, which must be new, empty, or that of an earlier run: config.json,
 metrics.jsonl (a line per `train.log_every` steps), pictures of held-out samples, checkpoints, and
 at the end summary.json. Ctrl-C or SIGTERM stops it after a last checkpoint, from which `--resume`
-goes on to the same numbers as if nothing had happened; during start-up they stop it before anything
-is written. The batch is split over all devices. Set JAX_COORDINATOR_ADDRESS to train on several
-hosts, and also JAX_NUM_PROCESSES and JAX_PROCESS_ID unless JAX can infer them from a cluster's own
-variables.
+goes on to the same numbers as if nothing had happened, on as many devices of the same kind and
+with the same `train.steps`: with others, the learning rate goes on along another cosine. During
+start-up the signals stop it before anything is written. The batch is split over all devices. Set
+JAX_COORDINATOR_ADDRESS to train on several hosts, and also JAX_NUM_PROCESSES and JAX_PROCESS_ID
+unless JAX can infer them from a cluster's own variables.
 
 Exit status: 2 for a config, folder or checkpoint that cannot be used, 1 if the loss is no longer
 finite, 128 plus the signal's number after a signal.
@@ -45,8 +46,14 @@ from reporting import MetricsError, Reporter
 from task import DEVICES, Batch, State, Task, build
 
 MAY_DIFFER = {
-    *("run", "resume", "overwrite", "train.steps", "train.log_every", "train.evaluate_every"),
-    *("train.checkpoint_every", "train.tensorboard"),
+    "run",
+    "resume",
+    "overwrite",
+    "train.steps",
+    "train.log_every",
+    "train.evaluate_every",
+    "train.checkpoint_every",
+    "train.tensorboard",
 }
 """Keys of the config that may change on resuming: how long to go on, and what to report."""
 
@@ -161,10 +168,12 @@ def train(config: configs.Config, task: Task, received: list[int]) -> int:
     mesh = Mesh(np.array(jax.devices()), (DEVICES,))
     step = make_step(task, mesh)
     with closing(Checkpoints(run)) as checkpoints:
-        state, meter = begin(config, task, mesh, checkpoints)
+        state, meter, planned = begin(config, task, mesh, checkpoints)
         started = time.perf_counter() - meter.seconds
-        with closing(Reporter(config, task, run, after=meter.step)) as report:
-            report.start(here(state))
+        with closing(Reporter(config, task, run, meter.step, written=not meter.count)) as report:
+            report.start(here(state), planned)
+            if meter.step == settings.steps:
+                report.last(meter.line() if meter.count else None, here(state))
             batch = draw(config, task, mesh, meter.step + 1)
             while meter.step < settings.steps:
                 state, metrics = step(state, batch)
@@ -218,8 +227,11 @@ class Meter:
 
 def begin(
     config: configs.Config, task: Task, mesh: Mesh, checkpoints: Checkpoints
-) -> tuple[State, Meter]:
-    """The state to start from: the task's first, or that of the newest checkpoint.
+) -> tuple[State, Meter, int]:
+    """What to start from: the task's first state, or that of the newest checkpoint.
+
+    Returns:
+      The state, how far it has come, and how many steps there were to be when it was saved.
 
     Raises:
       CheckpointError: if the checkpoint is of another config, or cannot be read.
@@ -229,7 +241,7 @@ def begin(
     init = jax.jit(task.init, out_shardings=whole)
     key = jax.random.key(config.train.seed)
     if not config.resume:
-        return init(key), Meter()
+        return init(key), Meter(), config.train.steps
     about = checkpoints.about()
     check_same(about["config"], config, checkpoints.folder)
     like = jax.eval_shape(init, key)
@@ -239,7 +251,7 @@ def begin(
             f"the checkpoint has {meter.step} steps already, got {config.train.steps}",
             key="train.steps",
         )
-    return checkpoints.restore(like), meter
+    return checkpoints.restore(like), meter, about["config"]["train"]["steps"]
 
 
 def check_same(saved: dict[str, Any], config: configs.Config, folder: Path) -> None:
@@ -331,8 +343,10 @@ def signals() -> Iterator[list[int]]:
 def agreed(received: list[int], every: int, step: int) -> int:
     """The signal to stop for, or 0; all processes agree on it, every so many steps."""
     number = received[0] if received else 0
-    if jax.process_count() == 1 or step % every:
-        return number if jax.process_count() == 1 else 0
+    if jax.process_count() == 1:
+        return number
+    if step % every:
+        return 0
     return int(np.max(multihost_utils.process_allgather(np.int32(number))))
 
 

@@ -290,10 +290,44 @@ def test_a_summary_of_lines_that_are_missing_is_refused(
     assert train.main([*argv, "--train.steps", "26"]) == 0  # as the message advises
 
 
-def test_more_steps_may_be_taken_on_resuming(path: Path, whole: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("every", [5, 7], ids=["a line was written", "no line was written"])
+def test_a_step_that_becomes_the_last_is_evaluated(
+    every: int, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped after step 15, which is not the last of 24, and resumed with no more than 15."""
+    options = ["--train.log-every", str(every)]
+    expected, run = tmp_path / "expected", tmp_path / "run"
+    argv = [str(path), *options, "--run"]
+    assert train.main([*argv, str(expected), "--train.steps", "15"]) == 0
+    with monkeypatch.context() as patch:
+        interrupt(patch, signal.SIGTERM, at=16)
+        assert train.main([*argv, str(run)]) == 128 + signal.SIGTERM
+    assert "error" not in lines(run)[-1]
+    assert train.main([*argv, str(run), "--resume", "--train.steps", "15"]) == 0
+    assert lines(run)[-1]["step"] == 15
+    assert_same_run(run, expected)
+
+
+def test_figures_may_not_take_the_place_of_metrics(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(toy.Toy, "evaluate", lambda self, state: {"loss": 0.0})
+    with pytest.raises(ValueError, match=r"other names than \['loss'\]"):
+        train.main([str(path), "--run", str(tmp_path)])
+
+
+def test_more_steps_may_be_taken_on_resuming(
+    path: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = shutil.copytree(whole, tmp_path / "run")
     options = ["--run", str(run), "--resume", "--train.steps"]
     assert train.main([str(path), *options, "30"]) == 0
+    told = (
+        "train.steps was 24 and is 30: schedules, such as the learning rate's, now end at step 30"
+    )
+    assert told in capsys.readouterr().out
+    assert train.main([str(path), *options, "30"]) == 0
+    assert "schedules" not in capsys.readouterr().out
     assert lines(run)[:5] == lines(whole)
     assert [line["step"] for line in lines(run)] == [5, 10, 15, 20, 24, 25, 30]
     assert train.main([str(path), *options, "20"]) == 2
