@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import jax
 from jax.experimental import multihost_utils
@@ -19,7 +20,7 @@ MARK = "config.json"
 FILES = re.compile(
     r"metrics\.(jsonl|new)|summary\.json|pictures/.+-\d{6,}\.png|tensorboard/events\.out\.tfevents\..+"
 )
-"""The files of a run that the next one in its folder must not find."""
+"""The files of a run that the next one in its folder must not find; and see `final_pictures`."""
 CHECKPOINTS = re.compile(r"\d+(\.orbax-checkpoint-tmp.*)?")
 """The names of its checkpoints, which are folders, whether finished or not."""
 
@@ -27,11 +28,14 @@ CHECKPOINTS = re.compile(r"\d+(\.orbax-checkpoint-tmp.*)?")
 def claimed(config: configs.Config) -> Path:
     """The run's folder, made if need be, and without the files of an earlier run unless it goes on.
 
+    That another trainer is at work there at the same time is not noticed.
+
     Raises:
-      ConfigError: if it is in use, has never been a run's, or cannot be used.
+      ConfigError: if it is another's, holds a run that is neither to go on nor to be overwritten,
+        or cannot be written to.
       CheckpointError: if it should have a checkpoint and has none.
     """
-    run = Path(config.run or "runs")
+    run = Path("runs" if config.run is None else config.run)
     try:
         check(run, config)
         # Nothing is written before all processes have looked, lest one sees another's files.
@@ -51,6 +55,8 @@ def check(run: Path, config: configs.Config) -> None:
         raise configs.ConfigError("resume and overwrite: give one of them")
     if config.resume:
         Checkpoints(run, read_only=True).close()  # raises if there is nothing to go on from
+        for folder in (run, run / "checkpoints"):
+            TemporaryFile(dir=folder).close()  # raises if nothing can be written there
     elif not is_empty(run) and not is_run(run):
         raise configs.ConfigError(
             "must be a new folder, an empty one, or that of an earlier run; "
@@ -60,6 +66,11 @@ def check(run: Path, config: configs.Config) -> None:
     elif not config.overwrite and exists(run):
         raise configs.ConfigError(
             f"{run} holds the checkpoints of a run: go on with --resume, delete them with "
+            "--overwrite, or name another folder with --run"
+        )
+    elif not config.overwrite and has_results(run):
+        raise configs.ConfigError(
+            f"{run} holds the results of a run, but no checkpoint to go on from: delete them with "
             "--overwrite, or name another folder with --run"
         )
 
@@ -79,12 +90,26 @@ def is_run(folder: Path) -> bool:
     return isinstance(table, dict) and table.get("task") in configs.TASKS and "train" in table
 
 
+def has_results(run: Path) -> bool:
+    """Whether there are metrics, or a summary."""
+    metrics = run / "metrics.jsonl"
+    return (run / "summary.json").exists() or (metrics.exists() and metrics.stat().st_size > 0)
+
+
+def final_pictures(run: Path) -> list[Path]:
+    """The pictures that a run has made last; each is also in `pictures`, with its step's number."""
+    numbered = [re.fullmatch(r"(.+)-\d{6,}", path.stem) for path in run.glob("pictures/*.png")]
+    return [run / f"{name}.png" for name in sorted({found[1] for found in numbered if found})]
+
+
 def start_afresh(run: Path, config: configs.Config) -> None:
     """Deletes what an earlier run wrote, and nothing else; then marks the folder as a run's."""
     (run / "checkpoints").mkdir(parents=True, exist_ok=True)
     for path in run.glob("checkpoints/*"):
         if CHECKPOINTS.fullmatch(path.name):
             shutil.rmtree(path)
+    for path in final_pictures(run):
+        path.unlink(missing_ok=True)
     for path in [*run.glob("*"), *run.glob("*/*")]:
         if FILES.fullmatch(path.relative_to(run).as_posix()):
             path.unlink()

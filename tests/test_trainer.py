@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
 import os
@@ -249,10 +250,41 @@ def test_killed_during_the_first_checkpoint_there_is_nothing_to_keep(
     assert start(path, run, kill="save:6").returncode == -signal.SIGKILL
     (left,) = (run / "checkpoints").iterdir()
     assert not left.name.isdecimal()
-    message = refuses([str(path), "--run", str(run), "--resume"], run, capsys)
-    assert "no checkpoint there" in message
-    assert train.main([str(path), "--run", str(run)]) == 0
+    argv = [str(path), "--run", str(run)]
+    assert "no checkpoint there" in refuses([*argv, "--resume"], run, capsys)
+    assert "holds the results of a run" in refuses(argv, run, capsys)  # the line of step 5
+    assert train.main([*argv, "--overwrite"]) == 0
     assert_same_run(run, whole)
+
+
+@pytest.mark.parametrize("left", ["summary.json", "metrics.jsonl"])
+def test_results_without_checkpoints_are_not_overwritten_unless_told(
+    left: str, path: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in (folder.MARK, left):
+        shutil.copy(whole / name, run)
+    argv = [str(path), "--run", str(run)]
+    message = refuses(argv, run, capsys)
+    assert f"{run} holds the results of a run, but no checkpoint to go on from" in message
+    assert "--overwrite" in message
+    assert train.main([*argv, "--overwrite", "--train.steps", "3"]) == 0
+
+
+def test_resuming_where_nothing_can_be_written_is_refused(
+    path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    temporary = folder.TemporaryFile
+
+    def denied(**where: Path) -> Any:  # what permissions do to everyone but root
+        if where["dir"] == whole / "checkpoints":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return temporary(**where)
+
+    monkeypatch.setattr(folder, "TemporaryFile", denied)
+    message = refuses([str(path), "--run", str(whole), "--resume"], whole, capsys)
+    assert message == f"train.py: run: {whole} cannot be used as a folder: Permission denied\n"
 
 
 def test_resuming_what_is_finished_repeats_the_summary(
@@ -412,6 +444,8 @@ def test_a_folder_with_checkpoints_is_not_overwritten_unless_told(
 
 FOREIGN = {
     "notes.txt": "mine",
+    "holiday.png": "mine",
+    "pictures/holiday.png": "mine",
     "pictures/holiday.jpg": "mine",
     "tensorboard/others/events.out.tfevents.1": "mine",
     "checkpoints/5-best/weights": "mine",
@@ -450,7 +484,10 @@ def test_a_folder_of_links_is_refused(
 
 def test_overwriting_deletes_only_what_a_run_wrote(path: Path, whole: Path, tmp_path: Path) -> None:
     run = shutil.copytree(whole, tmp_path / "run")
-    left = ["checkpoints/30.orbax-checkpoint-tmp/x", "tensorboard/events.out.tfevents.1.host"]
+    left = [
+        *("checkpoints/30.orbax-checkpoint-tmp/x", "tensorboard/events.out.tfevents.1.host"),
+        *("samples.png", "pictures/samples-000020.png"),  # of another task
+    ]
     write(run, FOREIGN | dict.fromkeys(left, "") | {"metrics.new": ""})
     assert train.main([str(path), "--run", str(run), "--overwrite", "--train.steps", "3"]) == 0
     kept = contents(run)
