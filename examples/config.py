@@ -138,8 +138,11 @@ class Config:
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
     """Continue from the last checkpoint in that folder; `train.steps` may differ, see there."""
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Start afresh even if the folder has a checkpoint, and delete what the earlier run wrote."""
+    """Start afresh even if the folder holds a run, and delete what that run wrote."""
     train: Train = Train()
+
+    def __post_init__(self) -> None:
+        require(self.run != "", "run", "the name of a folder", self.run)
 
 
 def from_command_line(argv: Sequence[str], description: str) -> Config:
@@ -151,26 +154,34 @@ def from_command_line(argv: Sequence[str], description: str) -> Config:
     """
     if not argv:
         raise ConfigError("name a config, such as configs/digits_autoencoder.toml; see --help")
-    named = not argv[0].startswith("-")
-    default = load(Path(argv[0])) if named else Config(task="", run="runs/NAME")
+    first, *rest = argv
+    helps = first in ("-h", "--help")
+    if first.startswith("-") and not helps:
+        raise ConfigError(f"name a config before the options, got {first!r} first; see --help")
+    default = Config(task="", run="runs/NAME") if helps else load(Path(first))
     return tyro.cli(
         type(default),
-        prog=f"train.py {argv[0] if named else 'CONFIG'}",
+        prog=f"train.py {'CONFIG' if helps else first}",
         description=description,
         default=default,
-        args=argv[1:] if named else ["--help"],
+        args=["--help"] if helps else rest,
     )
 
 
 def load(path: Path) -> Config:
     """The config in a TOML file; what the file leaves out keeps its default.
 
+    `run`, `resume` and `overwrite` are for the command line alone.
+
     Raises:
       ConfigError: naming the file, and the key if it is at fault.
     """
     try:
         with path.open("rb") as file:
-            config = from_table(tomllib.load(file))
+            table = tomllib.load(file)
+        for key in sorted(table.keys() & {"run", "resume", "overwrite"}):
+            raise ConfigError(f"is of one run; give it as --{key}", key=key)
+        config = from_table(table)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, ConfigError) as error:

@@ -129,7 +129,9 @@ BAD_FILES = [
     ("[train]\nseed = -1", "train.seed"),
     ("[train]\nseed = 9223372036854775808", "train.seed: must be from 0 to below 2**63"),
     ("train = 3", "train"),
-    ("run = 3", "run"),
+    ("run = 'here'", "run: is of one run; give it as --run"),
+    ("overwrite = true", "overwrite: is of one run; give it as --overwrite"),
+    ("resume = false", "resume: is of one run; give it as --resume"),
     ("[model]\nfeatures = 8", "model.features"),
     ("[model]\nfeatures = [8, '4']", "model.features[1]"),
     ("[model]\nfeatures = []", "model.features"),
@@ -203,6 +205,7 @@ def test_an_override_that_cannot_be_read_is_refused_by_name(
     ("override", "message"),
     [
         (["--train.steps", "0"], "train.steps: must be positive, got 0"),
+        (["--run", ""], "run: must be the name of a folder, got ''"),
         (["--data.heldout", "0"], "data.heldout: must be positive, got 0"),
         (["--model.kernel-constraint", "MaxNrom(2.0)"], "model.kernel_constraint: expected NAME"),
         # These only the data tell.
@@ -266,6 +269,13 @@ def test_hosts_that_cannot_be_joined_are_refused(
     error = capsys.readouterr().err
     assert error.startswith(f"train.py: {message}")
     assert error.count("\n") == 1
+
+
+def test_options_come_after_the_config(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main(["--train.steps", "2", str(DIGITS)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("train.py: name a config before the options, got '--train.step")
 
 
 @pytest.mark.parametrize("argv", [[], ["no/such.toml"]], ids=["none", "missing"])
