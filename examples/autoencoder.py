@@ -71,10 +71,10 @@ class Autoencoder(Supervised):
         count, shift = self.config.train.batch_size, self.config.data.shift
         return data.sample(rng, self.split.train, count, shift)
 
-    def loss(self, params: Any, batch: jax.Array) -> jax.Array:
+    def loss(self, outputs: jax.Array, batch: jax.Array) -> jax.Array:
         """The cross entropy of pixels; the model's outputs are their logits."""
         # The squared error of a sigmoid has a plateau where everything is black; this has none.
-        return mean(optax.sigmoid_binary_cross_entropy(self.outputs(params, batch), batch))
+        return mean(optax.sigmoid_binary_cross_entropy(outputs, batch))
 
     def evaluate(self, state: State) -> Figures:
         """The squared error on held-out images, and its ratio to PCA's."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -156,9 +156,13 @@ class Restoration(Supervised):
         count, size = self.config.train.batch_size, self.config.data.crop
         return self.pairs(rng, photos.crops(rng, self.views, count, size))
 
-    def loss(self, params: Any, batch: Pair) -> jax.Array:
+    def inputs(self, batch: Pair) -> np.ndarray:
+        """The bad images."""
+        return batch.bad
+
+    def loss(self, outputs: jax.Array, batch: Pair) -> jax.Array:
         """The squared error, which is what PSNR measures."""
-        return mean(jnp.square(self.outputs(params, batch.bad) - batch.good))
+        return mean(jnp.square(outputs - batch.good))
 
     def restore(self, state: State, image: np.ndarray) -> np.ndarray:
         """What the model makes of an image of any size, `(height, width, channels)`.
