@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType, UnionType
-from typing import Any, Literal
+from typing import Any, Literal, Union
 
 import tyro
 
@@ -54,11 +54,13 @@ def declared(text: str | None, module: ModuleType) -> Any:
         match ast.parse(text, mode="eval").body:
             case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords) if name in names:
                 positional = [ast.literal_eval(value) for value in args]
-                named = {str(k.arg): ast.literal_eval(k.value) for k in keywords}
+                named = {k.arg: ast.literal_eval(k.value) for k in keywords if k.arg is not None}
             case _:
                 raise ValueError(expected)
     except (SyntaxError, ValueError):
         raise ValueError(expected) from None
+    if len(named) < len(keywords):  # one is named twice, or `**` unpacks a dictionary
+        raise ValueError(expected)
     return getattr(module, name)(*positional, **named)
 
 
@@ -210,34 +212,63 @@ def to_table(config: Config) -> dict[str, Any]:
 
 
 def _typed(annotation: Any, value: Any, key: str) -> Any:
-    """Converts what TOML holds to the type that a dataclass asks for."""
+    """Converts what TOML holds to the type that a dataclass asks for.
+
+    Raises:
+      ConfigError: if it cannot be converted.
+      TypeError: for an annotation that says nothing of what TOML can hold.
+    """
     if dataclasses.is_dataclass(annotation):
         return _section(annotation, value, key)
-    expected = getattr(annotation, "__name__", "value")
-    match annotation, value:
-        case (kind, _) if isinstance(kind, UnionType):
-            if value is None and type(None) in typing.get_args(kind):
-                return None
-            return _typed(next(a for a in typing.get_args(kind) if a is not type(None)), value, key)
-        case (kind, list()) if typing.get_origin(kind) is tuple:
-            items = typing.get_args(kind)
-            if items[-1] is Ellipsis:
-                items = items[:1] * len(value)
-            if len(items) == len(value):
-                pairs = enumerate(zip(items, value, strict=True))
-                return tuple(_typed(item, v, f"{key}[{i}]") for i, (item, v) in pairs)
-            expected = f"array of {len(items)} entries"
-        case (kind, _) if typing.get_origin(kind) is tuple:
-            expected = "array"
-        case (kind, _) if typing.get_origin(kind) is Literal:
-            if value in (choices := typing.get_args(kind)):
-                return value
-            expected = f"one of {', '.join(map(repr, choices))}"
-        case (kind, _) if kind is float and type(value) is int:
-            return float(value)
-        case (kind, _) if type(value) is kind:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (UnionType, Union):
+        return _member(arguments, value, key)
+    if origin is tuple and arguments:
+        return _tuple(arguments, value, key)
+    if origin is Literal:
+        if value in arguments:
             return value
-    raise ConfigError(f"expected {expected}, got {type(value).__name__} {value!r}", key=key)
+        raise _mismatch(f"one of {', '.join(map(repr, arguments))}", value, key)
+    if annotation not in (bool, int, float, str):
+        raise TypeError(f"{key}: unsupported annotation {annotation!r}")
+    if annotation is float and type(value) is int:
+        return float(value)
+    if type(value) is annotation:
+        return value
+    raise _mismatch(annotation.__name__, value, key)
+
+
+def _member(members: tuple[Any, ...], value: Any, key: str) -> Any:
+    """The value as the first member of a union that it can be."""
+    if value is None and type(None) in members:
+        return None
+    errors = []
+    for member in members:
+        if member is not type(None):
+            try:
+                return _typed(member, value, key)
+            except ConfigError as error:
+                errors.append(error)
+    if len(errors) == 1:
+        raise errors[0]
+    why = "; ".join(str(error).removeprefix(f"{key}: ") for error in errors)
+    raise ConfigError(f"can be none of what it may be: {why}", key=key)
+
+
+def _tuple(items: tuple[Any, ...], value: Any, key: str) -> tuple[Any, ...]:
+    """An array as a tuple of these items."""
+    if not isinstance(value, list):
+        raise _mismatch("array", value, key)
+    if items[-1] is Ellipsis:
+        items = items[:1] * len(value)
+    if len(items) != len(value):
+        raise _mismatch(f"array of {len(items)} entries", value, key)
+    pairs = enumerate(zip(items, value, strict=True))
+    return tuple(_typed(item, v, f"{key}[{i}]") for i, (item, v) in pairs)
+
+
+def _mismatch(expected: str, value: Any, key: str) -> ConfigError:
+    return ConfigError(f"expected {expected}, got {type(value).__name__} {value!r}", key=key)
 
 
 def _section(section: Any, table: Any, key: str) -> Any:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Optional
 
 import jax
 import numpy as np
@@ -313,6 +315,76 @@ def test_every_config_loads_and_says_how_to_run_it(path: Path) -> None:
     configs.load(path)
     first = path.read_text().splitlines()[0]
     assert first == f"# python examples/train.py {path.relative_to(ROOT)}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Kinds(configs.Config):
+    """Every kind of annotation, and some that say too little."""
+
+    either: int | float = 0
+    optional: Optional[float] = None  # noqa: UP045
+    name: str | tuple[int, ...] | None = None
+    items: list[int] = dataclasses.field(default_factory=list)
+    table: dict[str, int] = dataclasses.field(default_factory=dict)
+    anything: Any = None
+    bare: tuple = ()
+
+
+@pytest.fixture
+def kinds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(configs, "TASKS", ("kinds",))
+    monkeypatch.setitem(sys.modules, "kinds", SimpleNamespace(Config=Kinds))
+
+
+@pytest.mark.usefixtures("kinds")
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("either", 1, 1),
+        ("either", 1.5, 1.5),
+        ("optional", None, None),
+        ("optional", 2, 2.0),
+        ("name", "a", "a"),
+        ("name", [1, 2], (1, 2)),
+        ("name", None, None),
+    ],
+)
+def test_a_value_may_be_any_member_of_a_union(key: str, value: Any, expected: Any) -> None:
+    found = getattr(configs.from_table({"task": "kinds", key: value}), key)
+    assert (found, type(found)) == (expected, type(expected))
+
+
+@pytest.mark.usefixtures("kinds")
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("optional", "a", "optional: expected float, got str 'a'"),
+        ("either", "a", "either: can be none of .*: expected int, got str 'a'; expected float, "),
+        (
+            "name",
+            [1, "2"],
+            r"name: .*: expected str, got list .*; name\[1\]: expected int, got str",
+        ),
+    ],
+)
+def test_a_value_that_is_no_member_is_refused(key: str, value: Any, message: str) -> None:
+    with pytest.raises(configs.ConfigError, match=f"^{message}"):
+        configs.from_table({"task": "kinds", key: value})
+
+
+@pytest.mark.usefixtures("kinds")
+@pytest.mark.parametrize(
+    ("key", "value"), [("items", [1]), ("table", {"a": 1}), ("anything", 1), ("bare", [1])]
+)
+def test_an_annotation_that_cannot_be_checked_is_refused(key: str, value: Any) -> None:
+    with pytest.raises(TypeError, match=f"^{key}: unsupported annotation"):
+        configs.from_table({"task": "kinds", key: value})
+
+
+@pytest.mark.parametrize("text", ["L2(l2=1, l2=2)", "L2(**{'l2': 3})", "L2(1, **{})"])
+def test_arguments_that_say_two_things_or_hide_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="expected NAME"):
+        configs.declared(text, regularizers)
 
 
 def test_declared_objects_are_those_of_the_library() -> None:
