@@ -29,7 +29,7 @@ class Model(configs.Declarations):
     latent: int = 32
     """Numbers in the code of an image."""
     features: tuple[int, ...] = (24, 48)
-    """Channels of the encoder; the decoder's are the same in reverse."""
+    """Channels of the encoder, the largest image first; the decoder's are the same in reverse."""
     kernel_size: int = 4
     """Size of the kernels of the decoder's transposed convolutions."""
 

@@ -33,7 +33,8 @@ class Model(configs.Declarations):
     latent: int = 64
     """How many standard normal numbers an image is generated from."""
     features: tuple[int, int] = (64, 32)
-    """Channels of the generator at 7 x 7 and 14 x 14 pixels; in reverse, the discriminator's."""
+    """Channels of the generator at 7 x 7 and 14 x 14 pixels, the smallest image first; in reverse,
+    the discriminator's."""
     kernel_size: int = 4
     """Size of the kernels of transposed and plain convolutions."""
     averaging: float = 0.99

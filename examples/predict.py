@@ -16,6 +16,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from contextlib import closing
+from io import BytesIO
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -92,7 +93,8 @@ def predict(arguments: Arguments) -> None:
         f"{arguments.picture.stem}_{task.config.task}.png"
     )
     strip = output.with_name(f"{output.stem}_strip.png")
-    check_writable([output, strip], overwrite=arguments.overwrite)
+    for path, mode in ((output, as_image(picture).mode), (strip, "RGB")):
+        check_writable(path, mode, overwrite=arguments.overwrite)
 
     pixels = picture.pixels
     if arguments.add_noise:
@@ -117,12 +119,19 @@ def restored(run: Path) -> tuple[Restoration, State]:
 
     Raises:
       CheckpointError: if there is none, it cannot be used, or its task restores no pictures.
+      ConfigError: if this version's tasks can do nothing with its config.
     """
     with closing(Checkpoints(run, read_only=True)) as checkpoints:
-        config = configs.from_table(checkpoints.about()["config"])
-        if not isinstance(config, restoration.Config):
-            raise CheckpointError(f"{run}: its task, {config.task}, is none that restores pictures")
-        task: Any = build(config)
+        about = checkpoints.about()
+        try:
+            config = configs.from_table(about["config"])
+            if not isinstance(config, restoration.Config):
+                raise CheckpointError(
+                    f"{run}: its task, {config.task}, is none that restores pictures"
+                )
+            task: Any = build(config)
+        except configs.ConfigError as error:
+            raise configs.ConfigError(f"{run}: its config no longer fits: {error}") from error
         # Wherever it was trained, here it is on one device.
         here = SingleDeviceSharding(jax.devices()[0])
         init = jax.jit(task.init, out_shardings=here)
@@ -156,17 +165,22 @@ def read(path: Path) -> Picture:
     return Picture(pixels, None if np.all(alpha == 1) else alpha, profile)
 
 
-def write(path: Path, picture: Picture) -> None:
-    """Writes a picture with 8 bits per channel, and its alpha, enlarged if need be.
-
-    Raises:
-      PictureError: if that is impossible.
-    """
+def as_image(picture: Picture) -> Image.Image:
+    """A picture with 8 bits per channel, and its alpha, enlarged if need be."""
     pixels = picture.pixels
     if picture.alpha is not None:
         alpha = photos.resize(picture.alpha, *pixels.shape[:2])
         pixels = np.concatenate([photos.as_color(pixels), alpha], axis=-1)
-    image = Image.fromarray(photos.as_bytes(pixels))
+    return Image.fromarray(photos.as_bytes(pixels))
+
+
+def write(path: Path, picture: Picture) -> None:
+    """Writes a picture as `as_image` has it.
+
+    Raises:
+      PictureError: if that is impossible.
+    """
+    image = as_image(picture)
     space = b"GRAY" if image.mode == "L" else b"RGB "
     # An ICC profile names at byte 16 the colour space that it is about. Of another, such as the
     # CMYK that a picture was read from, it would only mislead.
@@ -177,15 +191,19 @@ def write(path: Path, picture: Picture) -> None:
         raise PictureError(f"{path}: {error.strerror or error}") from error
 
 
-def check_writable(paths: Sequence[Path], *, overwrite: bool) -> None:
-    """Raises a PictureError for a file that must not, or cannot, be written."""
-    for path in paths:
-        if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
-            raise PictureError(f"{path}: Pillow writes no files of this name; try .png")
-        if not path.parent.is_dir():
-            raise PictureError(f"{path}: there is no folder {path.parent}")
-        if path.exists() and not overwrite:
-            raise PictureError(f"{path}: exists already; replace it with --overwrite")
+def check_writable(path: Path, mode: str, *, overwrite: bool) -> None:
+    """Raises a PictureError for a file that must not, or cannot, be written with such pixels."""
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    if kind not in Image.SAVE:
+        raise PictureError(f"{path}: Pillow writes no files of this name; try .png")
+    if not path.parent.is_dir():
+        raise PictureError(f"{path}: there is no folder {path.parent}")
+    if path.exists() and not overwrite:
+        raise PictureError(f"{path}: exists already; replace it with --overwrite")
+    try:
+        Image.new(mode, (8, 8)).save(BytesIO(), kind)
+    except OSError as error:
+        raise PictureError(f"{path}: {error}; try .png") from error
 
 
 def middle(image: np.ndarray) -> np.ndarray:

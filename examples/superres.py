@@ -120,7 +120,9 @@ class FSRCNN(nn.Module):
     @property
     def reach(self) -> int:
         """How far from a pixel the model looks, in pixels of the small image."""
-        return 2 + self.mappings + 2  # the 5 x 5, the 3 x 3, and half of what is upsampled
+        # Two by the 5 x 5 and one by each 3 x 3; one by the last, whose kernel has the width of
+        # three small pixels. The bicubic interpolation looks 2 far, which is less.
+        return 2 + self.mappings + 1
 
 
 def build(config: Config) -> Superres:

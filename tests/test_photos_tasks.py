@@ -30,6 +30,7 @@ TASKS = ("superres", "denoise")
 MODELS: dict[str, Any] = {
     "superres": superres.FSRCNN(8, 4, 2, 3),
     "superres deeper": superres.FSRCNN(6, 3, 5, 2),
+    "superres flat": superres.FSRCNN(6, 3, 0, 4),
     "denoise": denoise.UNet((4, 6)),
     "denoise deeper": denoise.UNet((3, 4, 5)),
 }
@@ -152,7 +153,8 @@ def test_a_model_looks_no_farther_than_it_says(name: str) -> None:
         centre = i // scale
         farthest = max(farthest, np.abs(rows - centre).max(), np.abs(columns - centre).max())
     assert farthest <= model.reach
-    assert farthest >= 0.6 * model.reach  # margins cost time
+    least = model.reach if superresolves else 0.6 * model.reach  # margins cost time
+    assert farthest >= least
 
 
 @pytest.mark.parametrize("name", TASKS)

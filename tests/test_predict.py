@@ -15,6 +15,7 @@ import checkpoint
 import photo_runs
 import photos
 import predict
+import superres
 
 pytestmark = pytest.mark.program
 
@@ -194,6 +195,13 @@ def foreign(folder: Path, _: dict[str, Path]) -> list[str]:
     return [str(folder / "foreign"), str(folder / "cat.png")]
 
 
+def outgrown(folder: Path, _: dict[str, Path]) -> list[str]:
+    saved = checkpoint.Checkpoints(folder / "outgrown")
+    saved.save(1, {"x": np.zeros(1)}, {"config": {"task": "denoise", "data": {"noise": 1}}})
+    saved.close()
+    return [str(folder / "outgrown"), str(folder / "cat.png")]
+
+
 def named(name: str, **options: str) -> Callable[[Path, dict[str, Path]], list[str]]:
     def arguments(folder: Path, runs: dict[str, Path]) -> list[str]:
         typed = [str(runs["superres"]), str(folder / name)]
@@ -209,6 +217,10 @@ BAD: dict[str, tuple[Callable[[Path, dict[str, Path]], list[str]], str]] = {
     "no checkpoint": (lambda f, _: [str(f), str(f / "cat.png")], "no checkpoint there"),
     "spoiled checkpoint": (corrupt, "cannot be restored"),
     "another task": (foreign, "its task, autoencoder, is none that restores pictures"),
+    "another version's config": (
+        outgrown,
+        "outgrown: its config no longer fits: data.noise: no such key",
+    ),
     "no picture": (named("dog.png"), "dog.png: No such file"),
     "a folder": (named("."), "Is a directory"),
     "not a picture": (named("note.png"), "note.png: not a picture"),
@@ -249,6 +261,15 @@ def test_what_cannot_be_used_is_one_line(
     assert re.search(message, captured.err)
     assert set(tmp_path.iterdir()) == before
     assert (tmp_path / "note.png").read_text() == "not a picture"
+
+
+def test_a_file_that_cannot_have_alpha_is_refused_before_the_work(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture("RGBA", 40, 30).save(tmp_path / "cat.png")
+    monkeypatch.setattr(superres.Superres, "predict", lambda *_: pytest.fail("too late"))
+    typed = [str(runs["superres"]), str(tmp_path / "cat.png"), "--output"]
+    assert predict.main([*typed, str(tmp_path / "a.jpg")]) == 2
 
 
 def test_existing_files_are_replaced_on_request(runs: dict[str, Path], tmp_path: Path) -> None:
