@@ -11,10 +11,10 @@ import numpy as np
 import optax
 
 import config as configs
-import data
-import models
+import digits
+import encoder_decoder
 import pictures
-from data import Digits
+from digits import Digits
 from supervised import State, Supervised
 from task import Figures, in_pieces, mean
 from upconv import transforms
@@ -52,13 +52,13 @@ class Config(configs.Config):
 
 def build(config: Config) -> Autoencoder:
     """The task, with its digits split as the config says."""
-    return Autoencoder(config, data.digits(config.data.heldout, config.train.seed))
+    return Autoencoder(config, digits.load(config.data.heldout, config.train.seed))
 
 
 class Autoencoder(Supervised):
     """Maps digits to codes and back; see `task.Task`."""
 
-    def __init__(self, config: Config, split: data.Split) -> None:
+    def __init__(self, config: Config, split: digits.Split) -> None:
         self.config = config
         self.split = split
         model = build_model(config, split.train.shape[1:])
@@ -69,7 +69,7 @@ class Autoencoder(Supervised):
     def batch(self, rng: np.random.Generator) -> np.ndarray:
         """Training images, shifted at random."""
         count, shift = self.config.train.batch_size, self.config.data.shift
-        return data.sample(rng, self.split.train, count, shift)
+        return digits.sample(rng, self.split.train, count, shift)
 
     def loss(self, outputs: jax.Array, batch: jax.Array) -> jax.Array:
         """The cross entropy of pixels; the model's outputs are their logits."""
@@ -98,15 +98,15 @@ class Autoencoder(Supervised):
     @cached_property
     def linear(self) -> np.ndarray:
         """What PCA with as many numbers per image makes of the held-out images."""
-        pca = data.fit_pca(self.split.train, self.config.model.latent)
-        return data.reconstruct(pca, self.split.heldout)
+        pca = digits.fit_pca(self.split.train, self.config.model.latent)
+        return digits.reconstruct(pca, self.split.heldout)
 
     def decoded(self, params: Any, images: np.ndarray) -> np.ndarray:
         """What the model makes of images."""
         return in_pieces(partial(self.decode, params), images)
 
 
-def build_model(config: Config, shape: tuple[int, ...]) -> models.Autoencoder:
+def build_model(config: Config, shape: tuple[int, ...]) -> encoder_decoder.EncoderDecoder:
     """The model for images of a shape `(height, width, channels)`."""
     height, width, channels = shape
     features = config.model.features
@@ -117,7 +117,7 @@ def build_model(config: Config, shape: tuple[int, ...]) -> models.Autoencoder:
             f"these are {height} x {width}",
             key="model.features",
         )
-    return models.Autoencoder(
+    return encoder_decoder.EncoderDecoder(
         image_shape=(height, width, channels),
         latent=config.model.latent,
         features=features,

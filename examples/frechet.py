@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-import data
+import digits
 from task import in_pieces
 
 FEATURES = 64
@@ -101,7 +101,7 @@ class Critic:
       heldout: the distance of the held-out digits.
     """
 
-    def __init__(self, split: data.Split, seed: int) -> None:
+    def __init__(self, split: digits.Split, seed: int) -> None:
         classifier = train_classifier(split.train, split.train_labels, seed)
         graph, params = nnx.split(classifier)
         self._features = jax.jit(lambda x: nnx.merge(graph, params).features(x))

@@ -14,9 +14,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 import config as configs
-import data
+import digits
 import pictures
-from data import Digits
+from digits import Digits
 from frechet import Critic
 from task import DEVICES, Batch, Figures, in_pieces, mean
 from upconv import transforms
@@ -160,13 +160,13 @@ class State(NamedTuple):
 
 def build(config: Config) -> GAN:
     """The task, with its digits split as the config says."""
-    return GAN(config, data.digits(config.data.heldout, config.train.seed))
+    return GAN(config, digits.load(config.data.heldout, config.train.seed))
 
 
 class GAN:
     """Generates digits from noise; see `task.Task`."""
 
-    def __init__(self, config: Config, split: data.Split) -> None:
+    def __init__(self, config: Config, split: digits.Split) -> None:
         self.config = config
         self.split = split
         generator, discriminator = nnx.eval_shape(lambda: self.models(jax.random.key(0)))
@@ -216,7 +216,7 @@ class GAN:
     def batch(self, rng: np.random.Generator) -> Batch:
         """Training images, shifted at random, and as many codes."""
         count = self.config.train.batch_size
-        images = data.sample(rng, self.split.train, count, self.config.data.shift)
+        images = digits.sample(rng, self.split.train, count, self.config.data.shift)
         codes = rng.standard_normal((count, self.config.model.latent), dtype=np.float32)
         return {"images": images, "codes": codes}
 

@@ -7,7 +7,8 @@ A task is a module of this folder, named in a config by `task = "autoencoder"`. 
 - `build`, which makes a `Task` of a `Config`, and raises `ConfigError` for mistakes that only the
   data reveal.
 
-To train something of your own, copy one of these modules and add its name to `config.TASKS`.
+To train something of your own, copy one of these modules and add its name to `config.TASKS`;
+README.md says which files it needs.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from PIL import Image
 
 import autoencoder
 import config as configs
-import data
+import digits
 import pictures
 import train
 from upconv import constraints, regularizers
@@ -62,7 +63,7 @@ def test_training_reduces_the_loss(trained: Path) -> None:
     lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [30, 60, 90, 120]
     assert lines[-1]["loss"] < 0.7 * lines[0]["loss"]
-    split = data.digits(heldout=500, seed=0)
+    split = digits.load(heldout=500, seed=0)
     mean_image_error = np.mean((split.train.mean(axis=0) - split.heldout) ** 2)
     assert ["heldout_error" in line for line in lines] == [False, True, False, True]
     assert lines[-1]["heldout_error"] < 0.85 * mean_image_error
@@ -74,12 +75,12 @@ def test_the_summary_repeats_the_last_metrics_and_compares_with_pca(trained: Pat
     last = json.loads((trained / "metrics.jsonl").read_text().splitlines()[-1])
     assert {key: summary[key] for key in last} == last
     assert summary["ratio"] == pytest.approx(summary["heldout_error"] / summary["pca_error"])
-    split = data.digits(heldout=500, seed=0)
+    split = digits.load(heldout=500, seed=0)
     expected = pca_error_by_svd(split, components=8)
     assert summary["pca_error"] == pytest.approx(expected, rel=1e-3)
 
 
-def pca_error_by_svd(split: data.Split, components: int) -> float:
+def pca_error_by_svd(split: digits.Split, components: int) -> float:
     """What the right singular vectors of least weight hold is what PCA loses."""
     train_rows = split.train.reshape(len(split.train), -1).astype(np.float64)
     mean = train_rows.mean(axis=0)
@@ -97,7 +98,7 @@ def test_the_constraint_holds_and_had_work_to_do(trained: Path) -> None:
 
 
 def test_the_picture_shows_the_heldout_digits_above_reconstructions(trained: Path) -> None:
-    split = data.digits(heldout=500, seed=0)
+    split = digits.load(heldout=500, seed=0)
     with Image.open(trained / "reconstructions.png") as image:
         pixels = np.asarray(image).astype(np.float32)[::2, ::2] / 255.0
     originals = split.heldout[: autoencoder.COLUMNS, ..., 0]
@@ -387,6 +388,12 @@ def test_arguments_that_say_two_things_or_hide_are_refused(text: str) -> None:
         configs.declared(text, regularizers)
 
 
+def test_the_map_of_the_folder_has_every_file_once() -> None:
+    text = (ROOT / "examples" / "README.md").read_text()
+    found = sorted(re.findall(r"\[`(\w+\.py)`\]\(\1\)", text))
+    assert found == sorted(path.name for path in (ROOT / "examples").glob("*.py"))
+
+
 def test_declared_objects_are_those_of_the_library() -> None:
     config = configs.load(DIGITS)
     assert isinstance(config, autoencoder.Config)
@@ -401,19 +408,19 @@ def test_the_split_is_of_whole_classes_disjoint_and_decided_by_the_seed() -> Non
     labels = rng.permutation(np.repeat([2, 3, 5], [7, 9, 8]))
     # Every image tells which one it is.
     images = np.arange(24, dtype=np.float32).reshape(24, 1, 1, 1)
-    split = data.split_by_class(images, labels, heldout=6, seed=0)
+    split = digits.split_by_class(images, labels, heldout=6, seed=0)
     held, kept = split.heldout.ravel().astype(int), split.train.ravel().astype(int)
     assert sorted([*held, *kept]) == list(range(24))
     assert sorted(labels[held]) == [2, 2, 3, 3, 5, 5]
-    again = data.split_by_class(images, labels, heldout=6, seed=0)
+    again = digits.split_by_class(images, labels, heldout=6, seed=0)
     np.testing.assert_array_equal(again.heldout, split.heldout)
     np.testing.assert_array_equal(again.train, split.train)
-    other = data.split_by_class(images, labels, heldout=6, seed=1)
+    other = digits.split_by_class(images, labels, heldout=6, seed=1)
     assert not np.array_equal(other.heldout, split.heldout)
 
 
 def test_the_digits_are_what_the_examples_expect() -> None:
-    split = data.digits(heldout=1000)
+    split = digits.load(heldout=1000)
     assert split.train.shape == (4000, 28, 28, 1)
     assert split.heldout.shape == (1000, 28, 28, 1)
     assert split.train.dtype == split.heldout.dtype == np.float32
@@ -422,7 +429,7 @@ def test_the_digits_are_what_the_examples_expect() -> None:
 
 def test_samples_are_shifted_images(rng: np.random.Generator) -> None:
     images = np.asarray(rng.uniform(0.1, 1.0, size=(3, 5, 4, 2)), np.float32)
-    batch = data.sample(np.random.default_rng(0), images, 64, shift=1)
+    batch = digits.sample(np.random.default_rng(0), images, 64, shift=1)
     padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
     possible = {
         padded[n, y : y + 5, x : x + 4].tobytes(): (n, y, x)
@@ -432,7 +439,7 @@ def test_samples_are_shifted_images(rng: np.random.Generator) -> None:
     }
     drawn = {possible[image.tobytes()] for image in batch}  # a KeyError if it is none of them
     assert len(drawn) > 15
-    still = data.sample(np.random.default_rng(0), images, 8)
+    still = digits.sample(np.random.default_rng(0), images, 8)
     assert {image.tobytes() for image in still} <= {image.tobytes() for image in images}
 
 

