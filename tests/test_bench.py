@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -130,18 +132,17 @@ def test_a_quick_run_writes_what_it_measured(
     assert str(tmp_path) not in record.read_text()
     assert list(report["results"]) == list(report["layers"]) == ["unet2x2", "conv1d"]
 
-    timed = {"forward_ms", "forward_spread", "step_ms", "step_spread"}
-    of_jax = {*timed, "compile_ms", "temp_ratio", "loss"}
+    columns = ("ms", "spread", "samples")
+    timed = {f"{kind}_{column}" for kind in ("forward", "step") for column in columns}
+    of_jax = {*timed, "compile_ms", "temp_ratio", "loss", "aligned"}
     for rows in report["results"].values():
         assert {name: set(row) for name, row in rows.items()} == {
-            "upconv": {*of_jax, "hvp_ms", "hvp_spread"},
+            "upconv": {*of_jax, *(f"hvp_{column}" for column in columns)},
             "flax": of_jax,
             "lax": of_jax,
         }
         assert all(value > 0 for row in rows.values() for value in row.values())
-        # Both crop evenly here, so that flax and lax align as we do.
-        losses = [row["loss"] for row in rows.values()]
-        np.testing.assert_allclose(losses, losses[0], rtol=1e-4)
+        assert all(row["step_samples"] == 1 for row in rows.values())
     for kind in ("forward", "step"):
         for peer, by_layer in report["ratios"][kind].items():
             for layer, ratio in by_layer.items():
@@ -198,14 +199,12 @@ def test_all_peers_compute_the_same(tmp_path: Path) -> None:
     assert "left out" not in done.stdout
 
     results = json.loads(record.read_text())["results"]
-    for name in layers:  # the benchmark itself compares the shapes
-        losses = {peer: row["loss"] for peer, row in results[name].items()}
+    for name in layers:  # the benchmark itself compares shapes and losses
         expected = {"upconv", *peers} - ({"torch_channels_last"} if name == "conv1d" else set())
-        assert set(losses) == expected
-        aligned = ["keras", "tensorflow"]
-        if name != "conv3d":  # where the crop is odd, the others have its larger half at the start
-            aligned = sorted(expected)
-        np.testing.assert_allclose([losses[p] for p in aligned], losses["upconv"], rtol=1e-4)
+        assert set(results[name]) == expected
+        apart = {peer for peer, row in results[name].items() if not row["aligned"]}
+        # Where the crop is odd, PyTorch has its larger half at the start.
+        assert apart == ({"torch", "torch_channels_last"} if name == "conv3d" else set())
     assert {"hvp_ms", "hvp_spread"} <= set(results["conv3d"]["torch_channels_last"])
 
 
@@ -231,25 +230,43 @@ def test_pytorch_computes_the_same_derivatives(channels_last: bool) -> None:
 # ------------------------------------------------------------------ measuring
 
 
-def test_turns_are_interleaved_and_slow_ones_are_few() -> None:
-    log = []
+def turns(groups: list[str], effort: Effort) -> tuple[list[str], dict[str, list[float]]]:
+    """Who was called, round by round, and what came of it; `slow` takes long, and the first calls
+    of all longer still."""
+    log: list[str] = []
 
-    def clock(name: str, seconds: float) -> Any:
-        return lambda: log.append(name) or seconds
+    def clock(name: str) -> float:
+        log[-1] += name
+        return (6.0 if name == "s" else 0.01) * (1 if name * 2 in log[-1] else 100)
 
-    effort = Effort(rounds=3, calls=2, seconds=0.0)
-    clocks = {"a": clock("a", 0.01), "slow": clock("slow", 6.0), "b": clock("b", 0.02)}
-    said: list[str] = []
-    times = measure(clocks, effort, said.append)
-    assert said == ["round 1 of 3", "round 2 of 3", "round 3 of 3"]
-    # One untimed call and two timed, in each of three rounds; of the slow one two in all.
-    assert "".join(name[0] for name in log) == "aaasbbbaaasbbbaaabbb"
-    assert times == {"a": [0.01] * 6, "slow": [6.0] * 2, "b": [0.02] * 6}
+    def say(words: str) -> None:
+        assert words == f"round {len(log) + 1} of {effort.rounds}"
+        log.append("")
+
+    named = [{name: functools.partial(clock, name) for name in group} for group in groups]
+    return log, measure(named, effort, say)
+
+
+def test_all_get_as_many_turns_whatever_they_take() -> None:
+    log, times = turns(["asb"], Effort(rounds=3, calls=2, seconds=0.0))
+    # One call that does not count, and two that do, in each of three rounds.
+    assert [sorted(re.findall(r"(.)\1\1", line)) for line in log] == [["a", "b", "s"]] * 3
+    assert times == {"a": [0.01] * 6, "s": [6.0] * 6, "b": [0.01] * 6}
+
+
+def test_neighbours_change_from_round_to_round_but_groups_stay_together() -> None:
+    effort = Effort(rounds=8, calls=1, seconds=0.0)
+    log, _ = turns(["abcd", "xyz"], effort)
+    orders = [line[::2] for line in log]
+    assert all({*order[:4]} == {*"abcd"} and {*order[4:]} == {*"xyz"} for order in orders)
+    for name in "abcd":  # nobody follows the same one always
+        assert len({order[order.index(name) - 1] for order in orders}) > 2
+    assert log == turns(["abcd", "xyz"], effort)[0]
 
 
 def test_a_turn_lasts_its_time() -> None:
     effort = Effort(rounds=1, calls=3, seconds=0.1)
-    times = measure({"a": lambda: 0.01, "b": lambda: 0.2}, effort)
+    times = measure([{"a": lambda: 0.01, "b": lambda: 0.2}], effort)
     assert 10 <= len(times["a"]) <= 11
     assert len(times["b"]) == 3
 
@@ -258,6 +275,7 @@ def test_a_row_has_the_minimum_and_the_spread() -> None:
     assert statistics_of("step", [0.003, 0.002, 0.008]) == {
         "step_ms": 2.0,
         "step_spread": 1.5,
+        "step_samples": 3,
     }
 
 
@@ -267,6 +285,42 @@ def test_another_shape_is_an_error() -> None:
     comparing.check_shape("torch", layer, task, np.empty((32, 3, 64, 64)))
     with pytest.raises(RuntimeError, match=r"torch gives .* for dcgan4"):
         comparing.check_shape("torch", layer, task, np.empty((32, 3, 65, 64)))
+
+
+def test_another_loss_is_an_error_unless_it_is_cropped_otherwise() -> None:
+    tasks = {"upconv": Task({}, id), "keras": Task({}, id), "torch": Task({}, id, aligned=False)}
+
+    def check(keras: float, dtype: str) -> None:
+        rows = {"upconv": {"loss": 8e6}, "keras": {"loss": keras}, "torch": {"loss": 9e6}}
+        comparing.check_losses("odd5x5", tasks, rows, dtype)
+
+    check(8e6 + 50, "float32")
+    check(8.1e6, "bfloat16")
+    message = "keras has the loss 8000800 for odd5x5, not our 8000000"
+    with pytest.raises(RuntimeError, match=message):
+        check(8e6 + 800, "float32")
+    with pytest.raises(RuntimeError, match="keras has the loss"):
+        check(7.8e6, "bfloat16")
+
+
+def test_a_gpu_multiplies_ten_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = {name: Task({}, id) for name in ("upconv", "flax")}
+    rows = {"upconv": {"loss": 1.0}, "flax": {"loss": (1 - 2**-10) ** 4}}
+    monkeypatch.setattr(machine, "on_gpu", lambda: True)
+    comparing.check_losses("fcn", tasks, rows, "float32")
+    rows["flax"]["loss"] = 0.99
+    with pytest.raises(RuntimeError, match="flax has the loss"):
+        comparing.check_losses("fcn", tasks, rows, "float32")
+
+
+def test_a_run_compares_the_losses(monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(layer: LayerSpec, data: Data, dtype: str) -> Task:
+        return PEERS["lax"].build(layer, data._replace(kernel=data.kernel[::-1]), dtype)
+
+    monkeypatch.setitem(PEERS, "flax", Peer("flax", build))
+    layers = {"conv1d": LAYERS["conv1d"].tiny}
+    with pytest.raises(RuntimeError, match="flax has the loss"):
+        comparing.bench_layers(layers, ["upconv", "flax"], "float32", QUICK, lambda _: None)
 
 
 def test_a_peer_that_fails_is_left_out_but_we_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,6 +352,7 @@ def test_a_peer_that_fails_is_left_out_but_we_are_not(monkeypatch: pytest.Monkey
 )  # fmt: skip
 def test_pytorch_crops_to_our_shape(name: str, crop: list[int], extra: list[int]) -> None:
     assert torch_peer.crop(LAYERS[name]) == (crop, extra)
+    assert torch_peer.aligned(LAYERS[name]) == (name != "odd5x5")
 
 
 def test_pytorch_extends_where_the_kernel_is_shorter_than_the_stride() -> None:
@@ -349,7 +404,10 @@ def test_on_a_gpu_others_need_one_too(monkeypatch: pytest.MonkeyPatch) -> None:
      (["--peers", "flax,caffe"], "'caffe' is not one of upconv, flax, "),
      (["--rounds", "0"], "--rounds must be at least 1"),
      (["--dtype", "float16"], "invalid choice"),
-     (["--maps", "--chart", "speed.svg"], "--chart draws training steps, which --maps does not")],
+     (["--maps", "--chart", "speed.svg"], "--chart draws training steps, which --maps does not"),
+     (["--maps", "--peers", "flax"], "--maps measures none of --peers"),
+     (["--quick", "--rounds", "1"], "--quick makes one round, whatever --rounds says"),
+     (["--json", "one", "--chart", "./one"], "--json and --chart must be two files, got one")],
 )  # fmt: skip
 def test_bad_options_are_named(
     options: list[str], message: str, capsys: pytest.CaptureFixture[str]
@@ -357,6 +415,14 @@ def test_bad_options_are_named(
     with pytest.raises(SystemExit):
         command.arguments(options)
     assert message in capsys.readouterr().err
+
+
+def test_a_chart_of_nobody_is_refused(main: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "bench_layers", lambda *_: pytest.fail("measured"))
+    for peers in ("upconv", "torch"):
+        monkeypatch.setitem(PEERS, "torch", Peer("a_package_that_nobody_has", PEERS["torch"].build))
+        with pytest.raises(SystemExit, match="--chart draws peers of upconv, and none takes part"):
+            main(["--quick", "--peers", peers, "--chart", "speed.svg"])
 
 
 @pytest.mark.parametrize("option", ["--json", "--chart"])
@@ -466,6 +532,16 @@ def test_the_summary_is_what_one_computes_by_hand() -> None:
         "compilation, ours / flax: mean": (1, True, "b"),  # 1/2 and 2
         "Hessian-vector product, torch / ours: mean": (4, True, "a"),  # 2 and 8
     }
+
+
+RECORDS = sorted(BENCHMARKS.glob("cpu*.json"))
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda path: path.stem)
+def test_every_record_is_read_however_old(record: Path) -> None:
+    report = json.loads(record.read_text(encoding="utf-8"))
+    assert all_ratios(report["results"]) == report["ratios"]
+    assert summary(report["results"]) == report["summary"]
 
 
 def test_a_goal_without_its_peers_is_not_judged() -> None:

@@ -19,10 +19,11 @@ from upconv.bench.comparing import bench_layers
 from upconv.bench.layers import LAYERS, TIMES, LayerSpec
 from upconv.bench.maps import bench_maps
 from upconv.bench.measuring import QUICK, Effort
-from upconv.bench.peers import PEERS, present
+from upconv.bench.peers import OURS, PEERS, present
 from upconv.bench.results import all_ratios, summary
 
 DESCRIPTION = "How fast the layer is on this machine, compared with every peer that is installed."
+ROUNDS = 5
 # The help must be printable on any terminal.
 ASCII = str.maketrans({TIMES: "x", "→": "->"})
 
@@ -31,12 +32,18 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The options, checked as far as they can be before anything is measured."""
     parser = _parser()
     args = parser.parse_args(argv)
-    if args.rounds < 1:
+    if args.rounds is not None and args.rounds < 1:
         parser.error(f"--rounds must be at least 1, got {args.rounds}")
+    if args.quick and args.rounds is not None:
+        parser.error("--quick makes one round, whatever --rounds says: drop one of them")
     if args.chart and args.maps:
         parser.error(
             "--chart draws training steps, which --maps does not measure: drop one of them"
         )
+    if args.peers is not None and args.maps:
+        parser.error("--maps measures none of --peers: drop one of them")
+    if args.chart and args.json and args.chart.resolve() == args.json.resolve():
+        parser.error(f"--json and --chart must be two files, got {args.chart} for both")
     return args
 
 
@@ -58,7 +65,6 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--peers",
         type=_names(PEERS),
-        default=list(PEERS),
         metavar="NAME,...",
         help=f"some of {', '.join(PEERS)} (default: all that are installed)",
     )
@@ -68,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         default="float32",
         help="of inputs and kernels (default: float32)",
     )
-    add("--rounds", type=int, default=5, help="turns that each peer gets (default: 5)")
+    add("--rounds", type=int, help=f"turns that each peer gets (default: {ROUNDS})")
     add("--quick", action="store_true", help="tiny layers, one round: check that everything runs")
     add(
         "--maps",
@@ -124,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure, show, write."""
     args = arguments(argv)
     _prepare()
-    effort = QUICK if args.quick else _effort(args.rounds)
+    effort = QUICK if args.quick else _effort(args.rounds or ROUNDS)
     layers = {name: LAYERS[name].tiny if args.quick else LAYERS[name] for name in args.layers}
     found = _settings(args, layers, effort)
     found |= (_measure_maps if args.maps else _measure_peers)(args, layers, effort)
@@ -163,7 +169,9 @@ def _settings(
 def _measure_peers(
     args: argparse.Namespace, layers: Mapping[str, LayerSpec], effort: Effort
 ) -> dict[str, Any]:
-    peers = present(args.peers)
+    peers = present(args.peers or PEERS)
+    if args.chart and peers == [OURS]:
+        sys.exit(f"--chart draws peers of {OURS}, and none takes part")
     results = bench_layers(layers, peers, args.dtype, effort, _tell)
     for name, layer in layers.items():
         report.show_layer(layer, results[name])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 
+from upconv.bench import machine
 from upconv.bench.clocks import Clock, clock
 from upconv.bench.layers import LayerSpec, random_data
 from upconv.bench.measuring import (
@@ -42,21 +42,26 @@ def bench_layers(
     for name in layers:  # all of them before any call, since this empties JAX's caches
         say(f"compiling the training step of {name}")
         results[name] = compile_steps(tasks[name], effort.compilations)
-    clocks: Clocks = {}
+    groups: list[Clocks] = []
     for name, layer in layers.items():
         able = warm_up(layer, tasks[name], results[name], say)
-        clocks |= _clocks(name, {peer: tasks[name][peer] for peer in able})
-    for (name, kind, peer), times in measure(clocks, effort, say).items():
+        check_losses(name, tasks[name], results[name], dtype)
+        groups += _groups(name, {peer: tasks[name][peer] for peer in able})
+    for (name, kind, peer), times in measure(groups, effort, say).items():
         results[name][peer] |= statistics_of(kind, times)
     return results
 
 
-def _clocks(layer: str, tasks: Mapping[str, Task]) -> Clocks:
-    return {
-        (layer, kind, peer): clock(task.calls[kind], task.wait)
-        for kind, (peer, task) in itertools.product(KINDS, tasks.items())
-        if kind in task.calls
-    }
+def _groups(layer: str, tasks: Mapping[str, Task]) -> list[Clocks]:
+    """A group for each kind: everyone's clock."""
+    return [
+        {
+            (layer, kind, peer): clock(task.calls[kind], task.wait)
+            for peer, task in tasks.items()
+            if kind in task.calls
+        }
+        for kind in KINDS
+    ]
 
 
 def build_tasks(layer: LayerSpec, peers: Sequence[str], dtype: str) -> dict[str, Task]:
@@ -88,6 +93,7 @@ def warm_up(
             continue
         check_shape(name, layer, task, made["forward"])
         rows[name]["loss"] = float(made["step"][0])
+        rows[name]["aligned"] = task.aligned
         able.append(name)
     return able
 
@@ -98,6 +104,26 @@ def check_shape(name: str, layer: LayerSpec, task: Task, output: Any) -> None:
     shape.append(shape.pop(task.channel_axis))
     if tuple(shape) != layer.output_shape:
         raise RuntimeError(f"{name} gives {shape} for {layer.name}, not {layer.output_shape}")
+
+
+def check_losses(
+    layer: str, tasks: Mapping[str, Task], rows: Mapping[str, Row], dtype: str
+) -> None:
+    """Raises a RuntimeError if a peer that crops as we do has another loss."""
+    ours, tolerance = rows[OURS]["loss"], _tolerance(dtype)
+    for name, row in rows.items():
+        loss = row["loss"]
+        if tasks[name].aligned and not math.isclose(loss, ours, rel_tol=tolerance):
+            raise RuntimeError(f"{name} has the loss {loss:.9g} for {layer}, not our {ours:.9g}")
+
+
+def _tolerance(dtype: str) -> float:
+    """How far a loss may be from ours, relatively."""
+    if dtype == "bfloat16":
+        return 2**-6  # two steps from one number to the next
+    if machine.on_gpu():
+        return 2**-8  # TF32 may cut a 2**-10th off each of four factors
+    return 1e-5  # sums in other orders differ by some 1e-7
 
 
 def compile_steps(tasks: Mapping[str, Task], times: int) -> dict[str, Row]:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from upconv import functional
+from upconv import functional, geometry
 
 TIMES = "×"  # noqa: RUF001
 
@@ -41,6 +41,16 @@ class LayerSpec:
     def kernel_shape(self) -> tuple[int, ...]:
         """`(*kernel_size, c_out, c_in)`."""
         return (*self.kernel_size, self.filters, self.input_shape[-1])
+
+    @property
+    def geometry(self) -> geometry.Geometry:
+        """Its sizes and crops."""
+        return geometry.transposed(
+            self.input_shape[1:-1],
+            self.kernel_size,
+            strides=self.stride,
+            padding=self.padding,
+        )
 
     @property
     def output_shape(self) -> tuple[int, ...]:

@@ -21,12 +21,7 @@ OPERANDS = {"conv_transpose": "xw", "conv": "yw", "correlate_kernel": "xy"}
 
 def bench_maps(layer: LayerSpec, dtype: str, effort: Effort) -> list[dict[str, Any]]:
     """A record for every way of computing a map, on which the rules of `upconv.auto` rest."""
-    g = geometry.transposed(
-        layer.input_shape[1:-1],
-        layer.kernel_size,
-        strides=layer.stride,
-        padding=layer.padding,
-    )
+    g = layer.geometry
     platform = _platform()
     taken = auto.ways(g, layer.input_shape[0], layer.kernel_shape, jnp.dtype(dtype), platform)
     numerics = Numerics("auto", None, jnp.dtype(dtype), platform)
@@ -84,5 +79,5 @@ def _rows(
     }
     return {
         way: {**statistics_of("call", times), "compile_ms": compiled[way][1]}
-        for way, times in measure(clocks, effort).items()
+        for way, times in measure([clocks], effort).items()
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -19,7 +20,7 @@ class Effort(NamedTuple):
     """
 
     rounds: int
-    calls: int = 3
+    calls: int = 2
     seconds: float = 0.1
     compilations: int = 6
 
@@ -29,38 +30,39 @@ QUICK = Effort(1, calls=1, seconds=0.0, compilations=1)
 # Threads of OpenMP and Eigen keep spinning for some milliseconds after their last work, on cores
 # that whoever comes next needs.
 REST = 0.01
-# A call that takes this long needs no warm-up and no repetition: it gets two turns of one call.
-SLOW, SLOW_TURNS = 0.3, 2
 
 Key = TypeVar("Key", bound=Hashable)
 
 
 def measure(
-    clocks: Mapping[Key, Callable[[], float]],
+    groups: Sequence[Mapping[Key, Callable[[], float]]],
     effort: Effort,
     say: Callable[[str], None] = lambda _: None,
 ) -> dict[Key, list[float]]:
     """Seconds of every call, taken in interleaved rounds, so that noise affects all alike.
 
+    Whoever is compared takes turns side by side, in an order drawn anew in every round: nobody
+    always follows the same neighbour, whose data fill the caches and whose threads still spin.
+
     Args:
-      clocks: by key, a function that makes a call and returns how long it took.
+      groups: those that are compared with each other; by key, a function that makes a call and
+        returns how long it took.
       effort: how often they are called.
       say: is told of every round.
     """
-    times: dict[Key, list[float]] = {key: [] for key in clocks}
+    times: dict[Key, list[float]] = {key: [] for group in groups for key in group}
+    rng = random.Random(0)
     for turn in range(effort.rounds):
         say(f"round {turn + 1} of {effort.rounds}")
-        for key, clock in clocks.items():
-            if turn < SLOW_TURNS or min(times[key]) < SLOW:
-                times[key] += _turn(clock, effort)
+        for group in groups:
+            for key in rng.sample(list(group), len(group)):
+                times[key] += _turn(group[key], effort)
     return times
 
 
 def _turn(clock: Callable[[], float], effort: Effort) -> list[float]:
     time.sleep(REST)
-    first = clock()  # refills the caches, which hold others' data
-    if first >= SLOW:
-        return [first]
+    clock()  # refills the caches, which hold others' data
     times: list[float] = []
     while len(times) < effort.calls or sum(times) < effort.seconds:
         times.append(clock())
@@ -79,6 +81,10 @@ Results: TypeAlias = dict[str, dict[str, Row]]  # by layer and peer
 
 
 def statistics_of(kind: str, times: Sequence[float]) -> Row:
-    """The minimum in milliseconds, and the spread: the median over the minimum."""
+    """The minimum in milliseconds, the spread (the median over the minimum), and of how many."""
     best = min(times)
-    return {f"{kind}_ms": 1e3 * best, f"{kind}_spread": statistics.median(times) / best}
+    return {
+        f"{kind}_ms": 1e3 * best,
+        f"{kind}_spread": statistics.median(times) / best,
+        f"{kind}_samples": len(times),
+    }

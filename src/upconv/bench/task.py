@@ -18,9 +18,11 @@ class Task(NamedTuple):
       wait: blocks until the result of a call is ready.
       channel_axis: of the output.
       compile: traces and compiles the training step from scratch, for peers on JAX.
+      aligned: whether it crops the same pixels as we do, so that its loss is ours.
     """
 
     calls: dict[str, Callable[[], Any]]
     wait: Callable[[Any], Any]
     channel_axis: int = -1
     compile: Callable[[], jax.stages.Compiled] | None = None
+    aligned: bool = True

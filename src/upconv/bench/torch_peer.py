@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from upconv import geometry
 from upconv.bench import machine
 from upconv.bench.layers import Data, LayerSpec
 from upconv.bench.task import Task
@@ -35,10 +34,15 @@ def crop(layer: LayerSpec) -> tuple[list[int], list[int]]:
     PyTorch crops both ends alike, and extends the end by `output_padding`: of an odd total the
     larger half is cropped at the start, so its output is one pixel off ours.
     """
-    sizes = zip(layer.input_shape[1:-1], layer.output_shape[1:-1], layer.kernel_size, strict=True)
-    totals = [geometry.full_length(n, k, layer.stride) - out for n, out, k in sizes]
+    totals = [lo + hi for lo, hi in layer.geometry.pads]
     padding = [max(total + 1, 0) // 2 for total in totals]
     return padding, [2 * lo - total for lo, total in zip(padding, totals, strict=True)]
+
+
+def aligned(layer: LayerSpec) -> bool:
+    """Whether PyTorch crops what we crop, rather than one pixel more at the start of an axis."""
+    padding, _ = crop(layer)
+    return tuple(padding) == layer.geometry.crop
 
 
 def task(layer: LayerSpec, data: Data, dtype: str, *, channels_last: bool = False) -> Task:
@@ -61,7 +65,8 @@ def task(layer: LayerSpec, data: Data, dtype: str, *, channels_last: bool = Fals
     def apply() -> Any:
         return function(x, kernel, stride=layer.stride, padding=padding, output_padding=extra)
 
-    return Task(_calls(apply, (x, kernel), (dx, dkernel)), _wait, 1)
+    calls = _calls(apply, (x, kernel), (dx, dkernel))
+    return Task(calls, _wait, 1, aligned=aligned(layer))
 
 
 def _memory_format(rank: int, channels_last: bool) -> Any:
