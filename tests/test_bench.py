@@ -45,7 +45,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src"
-BENCHMARKS = ROOT / "benchmarks"  # which the source distribution lacks
+BENCHMARKS = ROOT / "benchmarks"
 
 # Input, kernel, stride and output, by hand.
 SIZES = {
@@ -581,7 +581,6 @@ def test_the_chart_has_a_bar_for_each_family_and_layer() -> None:
     assert start[3] + length[3] == pytest.approx(start[0], abs=0.2)
 
 
-@pytest.mark.skipif(not BENCHMARKS.exists(), reason="no benchmarks here")
 def test_the_chart_that_is_shown_is_of_the_figures_that_are_stated() -> None:
     report = json.loads((BENCHMARKS / "cpu.json").read_text(encoding="utf-8"))
     drawn = chart.draw(report["results"], LAYERS, chart.conditions(report))

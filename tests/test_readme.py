@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -119,9 +120,20 @@ def test_every_example_is_run() -> None:
     assert len(BLOCKS) == 4
 
 
-@pytest.mark.parametrize("target", re.findall(r"\]\(([^)#:]+)\)", README))
+LINKS = re.findall(r"\]\(([^)#:]+)\)", README)
+
+
+@pytest.mark.parametrize("target", LINKS)
 def test_what_the_readme_links_to_exists(target: str) -> None:
     assert (ROOT / target).exists()
+
+
+def test_the_source_distribution_has_what_the_readme_links_to() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    included = project["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
+    always = project["project"]["license-files"]
+    needed = {f"/{target.split('/')[0]}" for target in LINKS if target not in always}
+    assert needed <= set(included)
 
 
 def test_the_commands_of_the_readme_are_targets_of_make() -> None:
