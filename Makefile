@@ -13,7 +13,7 @@
 #   make clean     remove the environment and the caches
 
 # python3 first, for it may be the one the user chose; then the newest that is new enough.
-PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 VENV ?= .venv
 CONFIG ?= configs/digits_autoencoder.toml
@@ -27,9 +27,9 @@ BENCH ?= --json benchmarks/cpu.json --chart docs/images/speed.svg
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --editable
 ifneq ($(filter-out 0,$(UPCONV_REQUIRE_PARITY)),)
-TEST_STAMPS := $(VENV)/.installed-examples,test $(VENV)/.installed-parity
+TEST_STAMPS := $(VENV)/.installed-test $(VENV)/.installed-parity
 else
-TEST_STAMPS := $(VENV)/.installed-examples,test
+TEST_STAMPS := $(VENV)/.installed-test
 endif
 
 .PHONY: help demo test test-installed parity fuzz mutations lint coverage docs bench clean
@@ -50,7 +50,7 @@ test: test-installed
 
 test-installed: $(TEST_STAMPS)
 
-parity: $(VENV)/.installed-examples,test $(VENV)/.installed-parity
+parity: $(VENV)/.installed-test $(VENV)/.installed-parity
 	UPCONV_REQUIRE_PARITY=1 $(BIN)/python -m pytest -m parity $(PYTEST)
 
 fuzz: $(TEST_STAMPS)
@@ -67,7 +67,7 @@ lint: $(VENV)/.installed-dev $(VENV)/.installed-examples
 coverage: $(TEST_STAMPS)
 	$(BIN)/python -m pytest $(PYTEST) --cov
 
-docs: $(VENV)/.installed-examples,test
+docs: $(VENV)/.installed-test
 	$(BIN)/python docs/api.py
 	$(BIN)/python docs/sizes.py
 	$(BIN)/python examples/checkerboard.py
