@@ -109,7 +109,7 @@ def _names(known: Mapping[str, Any]) -> Callable[[str], list[str]]:
 def _output(text: str) -> Path:
     """The path of a file that can be written; its folder is made if need be.
 
-    This is tried before an hour is spent measuring what goes into the file. A file that exists
+    This is tried before the many minutes of measuring what goes into the file. A file that exists
     stays as it is.
     """
     path = Path(text)

@@ -85,7 +85,7 @@ def warm_up(
         try:
             made = {kind: call() for kind, call in task.calls.items()}
         except Exception as error:
-            # A dtype or layout that one peer lacks must not cost an hour of measuring.
+            # A dtype or layout that one peer lacks must not cost all the measuring.
             if name == OURS:
                 raise
             say(f"{name} cannot do {layer.name}: {type(error).__name__}: {error}")
