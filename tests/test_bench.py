@@ -209,8 +209,6 @@ def test_all_peers_compute_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.parity
-# PyTorch compiles its own rules for forward mode so.
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is:DeprecationWarning")
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_pytorch_computes_the_same_derivatives(channels_last: bool) -> None:
     if importlib.util.find_spec("torch") is None:
