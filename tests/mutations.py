@@ -650,8 +650,8 @@ MUTATIONS = [
     Mutation(
         "regularizers are given parameters of 16 bits",
         "transforms",
-        "value(at_least_float32(param))",
-        "value(param)",
+        "rule, at_least_float32(param), keep=False",
+        "rule, param, keep=False",
         ("test_transforms", "float32_at_least"),
     ),
     Mutation(
@@ -784,8 +784,8 @@ MUTATIONS = [
     Mutation(
         "a constraint acts on stacked layers as on one",
         "transforms",
-        "    for axis in rule.stacked_axes:\n        allowed =",
-        "    for axis in ():\n        allowed =",
+        "    for axis in rule.stacked_axes:\n        f =",
+        "    for axis in ():\n        f =",
         ("test_transforms", "stacked_rules"),
     ),
     Mutation(

@@ -77,8 +77,7 @@ def conv_transpose(
         precision=precision,
         preferred_element_type=preferred_element_type,
     )
-    shift = circular_shift(span, strides, transpose_kernel)
-    if circular and any(shift):
+    if circular and any(shift := circular_shift(span, strides, transpose_kernel)):
         y = jnp.roll(y, shift, range(-1 - rank, -1))
     return y if bias is None else functional.add_bias(y, bias, channel_axis=-1)
 

@@ -221,10 +221,7 @@ def _regularizer_value(path: str, rule: Rule, param: jax.Array) -> jax.Array:
             )
         return result
 
-    _check_stacked_axes(path, rule, param)
-    for axis in rule.stacked_axes:
-        value = jax.vmap(value, in_axes=axis)
-    return jnp.sum(value(at_least_float32(param)))
+    return jnp.sum(_per_slice(value, path, rule, at_least_float32(param), keep=False))
 
 
 def _constrained(path: str, rule: Rule, param: jax.Array) -> jax.Array:
@@ -243,14 +240,14 @@ def _constrained(path: str, rule: Rule, param: jax.Array) -> jax.Array:
             )
         return result
 
-    _check_stacked_axes(path, rule, param)
-    for axis in rule.stacked_axes:
-        allowed = jax.vmap(allowed, in_axes=axis, out_axes=axis)
-    return allowed(param)
+    return _per_slice(allowed, path, rule, param, keep=True)
 
 
-def _check_stacked_axes(path: str, rule: Rule, param: jax.Array) -> None:
-    """Each takes an axis away, of those that the axes after it have left."""
+def _per_slice(
+    f: Callable[[jax.Array], jax.Array], path: str, rule: Rule, param: jax.Array, *, keep: bool
+) -> jax.Array:
+    """`f` of each slice of a stacked parameter, stacked as it was if that is to be kept."""
+    # An axis is counted among those that the axes after it have left.
     for taken, axis in enumerate(reversed(rule.stacked_axes)):
         rank = param.ndim - taken
         if not -rank <= axis < rank:
@@ -258,6 +255,9 @@ def _check_stacked_axes(path: str, rule: Rule, param: jax.Array) -> None:
                 f"stacked_axes={rule.stacked_axes} of the rule for {path!r} must be axes of the "
                 f"parameter, got one of shape {param.shape}"
             )
+    for axis in rule.stacked_axes:
+        f = jax.vmap(f, in_axes=axis, out_axes=axis if keep else 0)
+    return f(param)
 
 
 @contextlib.contextmanager
