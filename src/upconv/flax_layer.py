@@ -60,6 +60,12 @@ def conv_transpose(
             f"inputs must be (*batch, *spatial, c_in) with the {rank} spatial axes of kernel_size, "
             f"got shape {inputs.shape}"
         )
+    c_in = kernel.shape[-1 if transpose_kernel else -2]
+    if inputs.shape[-1] != c_in:
+        raise ValueError(
+            f"inputs must have {c_in} channels, as the kernel of shape {kernel.shape} has, "
+            f"got shape {inputs.shape}"
+        )
     strides = geometry.per_axis("strides", 1 if strides is None else strides, rank)
     dilation = 1 if kernel_dilation is None else kernel_dilation
     dilation = geometry.per_axis("kernel_dilation", dilation, rank)

@@ -44,7 +44,11 @@ class Parameter(NamedTuple):
           TypeError: if it is no array but a function, which an initializer's maker gives.
           ValueError: if it has another shape or dtype than it was asked for.
         """
-        value = self.initializer(key, self.shape, dtype)
+        try:
+            value = self.initializer(key, self.shape, dtype)
+        except Exception as error:
+            error.add_note(f"in {self.name}_initializer={self.initializer!r}, called for {self.shape}")
+            raise
         dtype = jax.dtypes.canonicalize_dtype(dtype)
         array = unboxed(value)
         if callable(array):
@@ -277,7 +281,7 @@ def _activation(activation: Activation | str) -> Activation:
         named = getattr(jax.nn, activation, None)
         if activation.startswith("_") or not callable(named):
             functions = [name for name in dir(jax.nn) if callable(getattr(jax.nn, name))]
-            near = difflib.get_close_matches(activation, functions)
+            near = difflib.get_close_matches(activation.lower(), functions)
             hint = f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
             raise ValueError(
                 f"activation must be callable, None or the name of a function in jax.nn, got "

@@ -438,6 +438,9 @@ def losses(variables: Mapping[str, Any]) -> jax.Array:
     """
     if not isinstance(variables, Mapping):
         raise TypeError(f"variables must be a mapping of collections, got {variables!r}")
+    sown = [path.rpartition("/")[2] for path, _ in named_leaves(variables)]
+    if set(sown) == {"activity"} and "losses" not in variables:
+        raise ValueError("variables must hold the collection 'losses', got what is in it")
     return total(map(jnp.sum, jax.tree.leaves(variables.get("losses", {}))))
 
 

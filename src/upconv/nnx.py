@@ -412,6 +412,8 @@ def rules(module: nnx.Module, wrt: Any = nnx.Param) -> dict[str, Rule]:
     layers/0/kernel MaxNorm(max_value=2.0, axis=0)
     """
     _check_module(module)
+    if hasattr(wrt, "shape") and not isinstance(wrt, type):
+        raise TypeError("wrt must be a filter of nnx, got an array: rules takes no example inputs")
     declared: dict[int, list[Parameter]] = {}
     for _, layer in nnx.iter_modules(module):
         if isinstance(layer, _ConvTranspose):
