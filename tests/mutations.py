@@ -341,7 +341,7 @@ MUTATIONS = [
         "a name for the transposed convolution fixes its gradients too",
         "lowering/__init__",
         '"subpixel": {"conv_transpose": "subpixel"},',
-        '"subpixel": CONVOLUTIONS._replace(transpose="subpixel")._asdict(),',
+        '"subpixel": CONVOLUTIONS._replace(conv_transpose="subpixel")._asdict(),',
         ("test_functional", "leaves_the_gradients"),
     ),
     Mutation(
@@ -875,10 +875,10 @@ def run_tests(checkout: Path, command: Sequence[str]) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
-def verdict(status: int) -> str:
+def verdict(status: int, said: str) -> str:
     """What became of a mutation, by pytest's exit status or the signal that ended it."""
-    if status == 1:
-        return "caught"
+    if status == 1:  # also if the tests could not be imported, which proves nothing
+        return "NOT TRIED: no test ran" if "ERROR collecting" in said else "caught"
     if status < 0:
         return "caught: the process was ended"
     return {0: "SURVIVED", 5: "NO SUCH TEST"}.get(status, f"NOT TRIED: pytest exited with {status}")
@@ -914,7 +914,7 @@ def main() -> int:
                         status, said = run_tests(checkout, command)
             finally:
                 free.put(checkout)
-            return verdict(status), time.monotonic() - start, said
+            return verdict(status, said), time.monotonic() - start, said
 
         with ThreadPoolExecutor(arguments.jobs) as pool:
             commands = list(dict.fromkeys(tuple(m.command) for m in chosen))

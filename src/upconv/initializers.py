@@ -75,12 +75,12 @@ def compute_fans(
     >>> compute_fans((5, 5, 64, 128), strides=2)
     (1152, 1600)
     """
+    if 0 in shape:
+        raise ValueError(f"shape must not hold 0, which has no fans, got {tuple(shape)}")
     if len(shape) == 1:
         return shape[0], shape[0]
     if not shape:
         raise ValueError("shape must have at least one axis, got ()")
-    if 0 in shape:
-        raise ValueError(f"shape must not hold 0, which has no fans, got {tuple(shape)}")
     *kernel_size, filters_per_group, c_in = shape
     groups = geometry.integer("groups", groups, minimum=1)
     if c_in % groups:

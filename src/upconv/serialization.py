@@ -182,7 +182,7 @@ def _encode(name: str, value: Any, custom: CustomObjects) -> Any:
         return {"enum": f"{type(value).__name__}.{value.name}"}
     called = getattr(value, "__name__", "")
     for path in _FUNCTIONS:
-        if called and _function(f"{path}.{called}", custom) is value:
+        if called and _function(f"{path}.{called}") is value:
             return {"function": f"{path}.{called}"}
     made = str(getattr(value, "__module__", "")).startswith("jax")
     hint = "; upconv.initializers has JAX's as objects, he_normal() for one" if made else ""
@@ -198,22 +198,29 @@ def _decode(name: str, value: Any, custom: CustomObjects) -> Any:
         return tuple(_decode(name, entry, custom) for entry in value)
     if not isinstance(value, Mapping):
         return value
-    kinds = [kind for kind in _LOOKUPS if kind in value]
+    lookups: dict[str, Callable[[str], Any]] = {
+        "class": _RECORDS.get,
+        "function": _function,
+        "enum": _enum,
+        "custom": custom.get,
+    }
+    kinds = [kind for kind in lookups if kind in value]
     if len(kinds) != 1:
-        raise ValueError(f"{name} must have one of the keys {', '.join(_LOOKUPS)}, got {value!r}")
+        raise ValueError(f"{name} must have one of the keys {', '.join(lookups)}, got {value!r}")
     [kind] = kinds
-    found = _LOOKUPS[kind](str(value[kind]), custom)
+    found = lookups[kind](str(value[kind]))
     if found is None:
         raise ValueError(f"{name} names the unknown {kind} {value[kind]!r}")
     rest = {str(key): entry for key, entry in value.items() if key != kind}
-    known = [f.name for f in dataclasses.fields(found)] if kind == "class" else []
-    if rest.keys() - set(known):
-        raise ValueError(f"{name} has unknown keys {sorted(rest.keys() - set(known))}")
+    fields = dataclasses.fields(found) if kind == "class" else ()
+    unknown = rest.keys() - {f.name for f in fields}
+    lacking = {f.name for f in fields if _required(f)} - rest.keys()
+    if unknown:
+        raise ValueError(f"{name} has unknown keys {sorted(unknown)}")
+    if lacking:
+        raise ValueError(f"{name} lacks the keys {sorted(lacking)}")
     if kind != "class":
         return found
-    lacking = [f.name for f in dataclasses.fields(found) if _required(f)]
-    if set(lacking) - rest.keys():
-        raise ValueError(f"{name} lacks the keys {sorted(set(lacking) - rest.keys())}")
     return found(**{key: _decode(f"{name}.{key}", v, custom) for key, v in rest.items()})
 
 
@@ -221,7 +228,7 @@ def _required(field: dataclasses.Field) -> bool:
     return field.default is field.default_factory is dataclasses.MISSING
 
 
-def _function(path: str, custom: CustomObjects) -> Any:
+def _function(path: str) -> Any:
     module, _, name = path.rpartition(".")
     found = getattr(_FUNCTIONS.get(module), name, None)
     # Not a class, nor what jax.numpy has of numpy's, such as save.
@@ -229,18 +236,9 @@ def _function(path: str, custom: CustomObjects) -> Any:
     return found if own and callable(found) and not name.startswith("_") else None
 
 
-def _enum(path: str, custom: CustomObjects) -> Any:
+def _enum(path: str) -> Any:
     kind, _, name = path.partition(".")
     return getattr(_ENUMS.get(kind), "__members__", {}).get(name)
-
-
-# Per key of an encoded object: how the object that it names is looked up.
-_LOOKUPS: dict[str, Callable[[str, CustomObjects], Any]] = {
-    "class": lambda path, custom: _RECORDS.get(path),
-    "function": _function,
-    "enum": _enum,
-    "custom": lambda name, custom: custom.get(name),
-}
 
 
 def _dtype(name: str, value: str) -> Any:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -37,19 +38,34 @@ def bench_layers(
     A round takes all layers in turn: a minute in which the machine is busy with something else then
     spoils one round of each layer, rather than all rounds of one.
     """
-    tasks = {name: build_tasks(layer, peers, dtype) for name, layer in layers.items()}
+    tasks = {name: build_tasks(layer, peers, dtype, say) for name, layer in layers.items()}
     results: Results = {}
     for name in layers:  # all of them before any call, since this empties JAX's caches
         say(f"compiling the training step of {name}")
-        results[name] = compile_steps(tasks[name], effort.compilations)
+        results[name] = compile_steps(name, tasks[name], effort.compilations, say)
     groups: list[Clocks] = []
     for name, layer in layers.items():
-        able = warm_up(layer, tasks[name], results[name], say)
+        warm_up(layer, tasks[name], results[name], say)
         check_losses(name, tasks[name], results[name], dtype)
-        groups += _groups(name, {peer: tasks[name][peer] for peer in able})
+        groups += _groups(name, tasks[name])
     for (name, kind, peer), times in measure(groups, effort, say).items():
         results[name][peer] |= statistics_of(kind, times)
-    return results
+    return {name: {peer: rows[peer] for peer in tasks[name]} for name, rows in results.items()}
+
+
+@contextlib.contextmanager
+def sparing(
+    peer: str, layer: str, tasks: dict[str, Task], say: Callable[[str], None]
+) -> Iterator[None]:
+    """Drops the task of a peer that fails within, and says so; our own failure is raised."""
+    try:
+        yield
+    except Exception as error:
+        # A dtype or layout that one peer lacks must not cost all the measuring.
+        if peer == OURS:
+            raise
+        say(f"{peer} cannot do {layer}: {type(error).__name__}: {error}")
+        tasks.pop(peer, None)
 
 
 def _groups(layer: str, tasks: Mapping[str, Task]) -> list[Clocks]:
@@ -64,38 +80,33 @@ def _groups(layer: str, tasks: Mapping[str, Task]) -> list[Clocks]:
     ]
 
 
-def build_tasks(layer: LayerSpec, peers: Sequence[str], dtype: str) -> dict[str, Task]:
+def build_tasks(
+    layer: LayerSpec, peers: Sequence[str], dtype: str, say: Callable[[str], None]
+) -> dict[str, Task]:
     """The tasks of those peers that can be measured with the layer's rank."""
     data = random_data(layer)
-    tasks = {}
+    tasks: dict[str, Task] = {}
     for name in peers:
         if layer.rank in PEERS[name].ranks:
-            task = PEERS[name].build(layer, data, dtype)
-            kinds = [k for k in task.calls if k != "hvp" or name in SECOND_ORDER]
-            tasks[name] = task._replace(calls={kind: task.calls[kind] for kind in kinds})
+            with sparing(name, layer.name, tasks, say):
+                task = PEERS[name].build(layer, data, dtype)
+                kinds = [k for k in task.calls if k != "hvp" or name in SECOND_ORDER]
+                tasks[name] = task._replace(calls={kind: task.calls[kind] for kind in kinds})
     return tasks
 
 
 def warm_up(
-    layer: LayerSpec, tasks: Mapping[str, Task], rows: dict[str, Row], say: Callable[[str], None]
-) -> list[str]:
-    """Makes every call once, which compiles it; returns who could, and drops others' rows."""
-    able = []
-    for name, task in tasks.items():
-        try:
+    layer: LayerSpec, tasks: dict[str, Task], rows: dict[str, Row], say: Callable[[str], None]
+) -> None:
+    """Makes every call once, which compiles it."""
+    for name, task in list(tasks.items()):
+        made: dict[str, Any] = {}
+        with sparing(name, layer.name, tasks, say):
             made = {kind: call() for kind, call in task.calls.items()}
-        except Exception as error:
-            # A dtype or layout that one peer lacks must not cost all the measuring.
-            if name == OURS:
-                raise
-            say(f"{name} cannot do {layer.name}: {type(error).__name__}: {error}")
-            del rows[name]
-            continue
-        check_shape(name, layer, task, made["forward"])
-        rows[name]["loss"] = float(made["step"][0])
-        rows[name]["aligned"] = task.aligned
-        able.append(name)
-    return able
+        if made:
+            check_shape(name, layer, task, made["forward"])
+            rows[name]["loss"] = float(made["step"][0])
+            rows[name]["aligned"] = task.aligned
 
 
 def check_shape(name: str, layer: LayerSpec, task: Task, output: Any) -> None:
@@ -111,9 +122,9 @@ def check_losses(
 ) -> None:
     """Raises a RuntimeError if a peer that crops as we do has another loss."""
     ours, tolerance = rows[OURS]["loss"], _tolerance(dtype)
-    for name, row in rows.items():
-        loss = row["loss"]
-        if tasks[name].aligned and not math.isclose(loss, ours, rel_tol=tolerance):
+    for name, task in tasks.items():
+        loss = rows[name]["loss"]
+        if task.aligned and not math.isclose(loss, ours, rel_tol=tolerance):
             raise RuntimeError(f"{name} has the loss {loss:.9g} for {layer}, not our {ours:.9g}")
 
 
@@ -126,19 +137,22 @@ def _tolerance(dtype: str) -> float:
     return 1e-5  # sums in other orders differ by some 1e-7
 
 
-def compile_steps(tasks: Mapping[str, Task], times: int) -> dict[str, Row]:
+def compile_steps(
+    layer: str, tasks: dict[str, Task], times: int, say: Callable[[str], None]
+) -> dict[str, Row]:
     """How long the training step takes to trace and compile, and how much memory it then needs.
 
     `temp_ratio` is the temporary memory over that of arguments and results.
     """
     rows: dict[str, Row] = {name: {} for name in tasks}
-    compilers = {name: task.compile for name, task in tasks.items() if task.compile}
     for _ in range(times):
-        for name, compile_step in compilers.items():
-            jax.clear_caches()
-            compiled, ms = timed(compile_step)
-            rows[name]["compile_ms"] = min(ms, rows[name].get("compile_ms", math.inf))
-            rows[name]["temp_ratio"] = _temp_ratio(compiled)
+        for name, task in list(tasks.items()):
+            if task.compile:
+                with sparing(name, layer, tasks, say):
+                    jax.clear_caches()
+                    compiled, ms = timed(task.compile)
+                    rows[name]["compile_ms"] = min(ms, rows[name].get("compile_ms", math.inf))
+                    rows[name]["temp_ratio"] = _temp_ratio(compiled)
     return rows
 
 

@@ -19,6 +19,7 @@ from flax.core import meta
 from upconv import flax_layer, geometry, lax, linen, nnx
 from upconv.interop import arguments, arrays, pairs
 from upconv.interop.pairs import LinenLayer, Pair
+from upconv.layer import LONG
 
 FlaxLayer = (
     flax_linen.ConvTranspose | flax_nnx.ConvTranspose | linen.ConvTranspose | nnx.ConvTranspose
@@ -203,23 +204,20 @@ def _make(config: Mapping[str, Any], variables: Mapping[str, Any]) -> Pair:
     arguments.check_parameters("variables", found, names)
     kernel, bias = pairs.kernel_and_bias([meta.unbox(found[name]) for name in names], names)
     rank = pairs.rank("kernel", kernel)
-    size = config["kernel_size"]
-    size = size if isinstance(size, Sequence) else (size,)
-    size = geometry.per_axis("kernel_size", size, rank)
+    transposed = config["transpose_kernel"]
+    ours = kernel if transposed else lax.mirrored_kernel(kernel)
+    c_in, dtype = config.get("in_features") or ours.shape[-1], config.get("param_dtype")
+    shape = flax_layer.kernel_shape(config["kernel_size"], c_in, config["features"], transposed)
+    if kernel.shape != shape:
+        raise ValueError(
+            f"kernel must have the shape {shape} of kernel_size, features, in_features={c_in} and "
+            f"transpose_kernel={transposed}, got {kernel.shape}"
+        )
+    size = shape[:-2]
     strides, dilation = (
         geometry.per_axis(name, 1 if config[name] is None else config[name], rank)
         for name in ("strides", "kernel_dilation")
     )
-    transposed = config["transpose_kernel"]
-    ours = kernel if transposed else lax.mirrored_kernel(kernel)
-    if ours.shape[:-1] != (*size, config["features"]):
-        raise ValueError(
-            f"kernel must have kernel_size={size}, features={config['features']} and "
-            f"transpose_kernel={transposed}, got the shape {kernel.shape}"
-        )
-    c_in, dtype = config.get("in_features"), config.get("param_dtype")
-    if c_in is not None and ours.shape[-1] != c_in:
-        raise ValueError(f"kernel must have in_features={c_in}, got the shape {kernel.shape}")
     if dtype is not None and jnp.dtype(dtype) != kernel.dtype:
         raise ValueError(
             f"kernel must be {jnp.dtype(dtype)} as param_dtype says, got {kernel.dtype}"
@@ -241,16 +239,11 @@ def _from_padding(
     padding: Any, span: tuple[int, ...], strides: tuple[int, ...], transpose_kernel: bool
 ) -> geometry.Padding:
     """Our padding for Flax's."""
-    if isinstance(padding, str):
-        if padding not in _PADDINGS.values():
-            raise ValueError(
-                f"padding must be 'SAME', 'VALID', 'CIRCULAR' or pads, got {padding!r}"
-            )
-        if padding == "CIRCULAR":
-            _check_circular(span, strides, transpose_kernel)
+    if isinstance(padding, str) and padding == "CIRCULAR":
+        _check_circular(span, strides, transpose_kernel)
         return padding
-    pads: Any = geometry.canonical_padding(padding, len(span))
-    return lax.mirrored_pads(pads, span)
+    long = (LONG,) * len(span)
+    return lax.crops(padding, long, span, strides, others="'CIRCULAR', an integer ")
 
 
 def _to_padding(module: Any, transpose_kernel: bool) -> str | geometry.Pads:
