@@ -25,7 +25,7 @@ from jax.sharding import PartitionSpec as P
 
 import upconv
 from cases import Case, draw
-from checks import PLAIN, close, layer, loss, with_gradients
+from checks import PLAIN, Adjoint, close, convolution, layer, loss, with_gradients
 from upconv.regularizers import Orthogonal
 
 ENVIRONMENT = {
@@ -330,6 +330,18 @@ def explicit_sharding_of_filters() -> None:
         assert jax.typeof(y).sharding.spec == P("data", None, None, "model")
         assert jax.typeof(gx).sharding.spec[0] == "data"
         assert jax.typeof(gw).sharding.spec == P(None, None, "model", None)
+
+
+@check
+def explicit_sharding_of_groups() -> None:
+    """The channels of `y` may be split further than a group has filters."""
+    case = Case("groups", (6, 5), (3, 4), 16, 8, (8,), strides=2, padding="same", groups=8)
+    x, w, ct = draw(np.random.default_rng(0), case.x_shape, case.kernel_shape, case.y_shape)
+    with jax.set_mesh(mesh(AxisType.Explicit)):
+        cts = jax.device_put(ct, P("data", None, None, "model"))
+        run = jax.jit(with_gradients(convolution(case)))
+        got = run(cts, jax.device_put(w, P()), jax.device_put(x, P("data")))
+        close(got, Adjoint(case).maps(ct, w, x))
 
 
 @check

@@ -252,6 +252,9 @@ def test_presets_that_no_cpu_has(preset: str, rng: np.random.Generator, subtests
         with subtests.test(lowering=name):
             for a, b in zip(got, want, strict=True):
                 np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+    with jax.default_matmul_precision(preset):
+        for a, b in zip(jax.jit(both("matmul", None))(x, w, y), want, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -262,6 +265,17 @@ def test_one_pixel_is_no_convolution(rank: int, stride: int) -> None:
     lowered = jax.jit(partial(upconv.conv_transpose, strides=stride)).lower(x, w)
     assert "stablehlo.dot_general" in lowered.as_text()
     assert "stablehlo.convolution" not in lowered.as_text()
+    assert "stablehlo.add" not in lowered.as_text()  # no product of a single pixel meets another
+
+
+@pytest.mark.parametrize("case", by_name("2d_dilation", "3d_plain"), ids=str)
+def test_zeros_between_taps_are_not_multiplied(case: Case) -> None:
+    """At stride 1, where a convolution can put the taps apart itself."""
+    case = dataclasses.replace(case, dilation_rate=2, c_in=8, c_out=8)
+    shapes = (jax.ShapeDtypeStruct(s, "float32") for s in (case.x_shape, case.kernel_shape))
+    text = jax.jit(layer(case, "subpixel")).lower(*shapes).as_text()
+    assert "rhs_dilate = [2, " in text
+    assert "stablehlo.pad" not in text
 
 
 @pytest.mark.parametrize("padding", ["same", ((0, 3), (2, 1))])
@@ -434,6 +448,20 @@ def test_integers_keep_their_width(
         with subtests.test(lowering=name):
             y = upconv.conv_transpose(x, w, strides=2, padding=padding, lowering=name)
             assert y.dtype == dtype
+            np.testing.assert_array_equal(y, want)
+
+
+@pytest.mark.parametrize("preferred", ["int8", "int32", "float32"])
+def test_integers_of_4_bits(preferred: str, rng: np.random.Generator, subtests: Any) -> None:
+    """They promote to nothing wider by themselves."""
+    x, w = (rng.integers(-3, 3, shape) for shape in ((2, 5, 3), (3, 4, 3)))
+    want = oracle.conv_transpose(x, w, strides=2)
+    x, w = jnp.asarray(x, "int4"), jnp.asarray(w, "int4")
+    for name in ("auto", "matmul"):
+        with subtests.test(lowering=name):
+            f = partial(upconv.conv_transpose, strides=2, lowering=name)
+            y = f(x, w, preferred_element_type=preferred)
+            assert y.dtype == preferred
             np.testing.assert_array_equal(y, want)
 
 

@@ -501,6 +501,23 @@ class TestExport:
             for got in exported.call(x, w):
                 close(got, [y, gx, gw])
 
+    @pytest.mark.parametrize("sizes", ["c, 6", "3, o", "c, o"])
+    @pytest.mark.parametrize("lowering", [*OURS, "lax"])
+    def test_symbolic_channels(self, lowering: str, sizes: str, rng: np.random.Generator) -> None:
+        c, o = export.symbolic_shape(sizes)
+
+        def step(x: Any, w: Any) -> Any:
+            f = partial(upconv.conv_transpose, strides=2, padding="same", lowering=lowering)
+            y, pull = jax.vjp(f, x, w)
+            return [y, *pull(jnp.sin(y))]
+
+        args = [jax.ShapeDtypeStruct(s, "float32") for s in ((2, 5, 4, c), (3, 2, o, c))]
+        exported = export.export(jax.jit(step), platforms=("cpu", "cuda", "tpu"))(*args)
+        case = Case("", (5, 4), (3, 2), strides=2, padding="same", c_in=3, c_out=6, batch=(2,))
+        x, w = draw(rng, case.x_shape, case.kernel_shape)
+        y = case.scatter(x, w)
+        close(exported.call(x, w), case.maps(x, w, np.sin(y)))
+
     @pytest.mark.parametrize("name", ["2d_unequal", "2d_circular"])
     def test_symbolic_sizes_of_conv(self, name: str, rng: np.random.Generator) -> None:
         (case,) = by_name(name)

@@ -126,7 +126,8 @@ def _abstract_eval(
     sizes = _role_sizes(first, lhs.shape, geometry.groups)
     sizes |= _role_sizes(second, rhs.shape, geometry.groups)
     shape = _shape(result, sizes, geometry)
-    spec = _result_spec(result, len(shape), (first, lhs), (second, rhs))
+    roles = ("batch", "in", "out") if geometry.groups == 1 else ("batch", "in")
+    spec = _result_spec(roles, result, len(shape), (first, lhs), (second, rhs))
     placed = rhs if lhs.sharding.mesh.empty else lhs  # one of them may be on no mesh
     return lhs.update(
         shape=shape,
@@ -136,14 +137,17 @@ def _abstract_eval(
     )
 
 
-def _result_spec(result: str, ndim: int, *operands: tuple[str, Any]) -> PartitionSpec:
+def _result_spec(
+    roles: tuple[str, ...], result: str, ndim: int, *operands: tuple[str, Any]
+) -> PartitionSpec:
     """Explicit sharding: the result keeps what its operands say of the batch and of channels.
 
-    Of two that are split over the same mesh axis, it keeps the first.
+    Of two that are split over the same mesh axis, it keeps the first. With groups it keeps nothing
+    of filters, which `y` has for all groups on one axis, and `w` for one.
     """
     spec: list[Any] = [None] * ndim
     used: set[str] = set()
-    for role in ("batch", "in", "out"):
+    for role in roles:
         if role in AXES[result]:
             for operand, aval in operands:
                 if role in AXES[operand]:

@@ -16,7 +16,7 @@ from jax.export import is_symbolic_dim
 from upconv import bilinear, geometry, lowering
 from upconv.geometry import Geometry, Padding, Size
 from upconv.lowering.axes import pad
-from upconv.lowering.numerics import Numerics
+from upconv.lowering.numerics import Numerics, accumulator
 
 
 def conv_transpose(
@@ -244,11 +244,15 @@ def output_shape(
 def add_bias(y: jax.Array, bias: jax.typing.ArrayLike, channel_axis: int) -> jax.Array:
     """`y + bias`, one number for each channel.
 
-    The bias gets the rank of `y`, since `jax_numpy_rank_promotion` may forbid promotion.
+    The bias gets the rank of `y`, since `jax_numpy_rank_promotion` may forbid promotion. One of 16
+    bits is repeated in 32, so that its gradient is summed in 32: XLA:CPU sums in what it is given,
+    and a sum of bfloat16 grows no more after 256 equal terms.
     """
+    bias = jnp.asarray(bias)
     shape = [1] * y.ndim
     shape[channel_axis] = -1
-    return y + jnp.reshape(bias, shape)
+    wide = bias.reshape(shape).astype(accumulator(bias.dtype))
+    return y + jnp.broadcast_to(wide, y.shape).astype(bias.dtype)
 
 
 # ------------------------------------------------------------------ which maps

@@ -42,7 +42,7 @@ def ways(
         # Of a mesh axis without a part in the batch, the partitioner multiplies this G by the size,
         # and where it splits channels it may abort (jaxlib 0.10.2 and 0.12.0.1).
         return CONVOLUTIONS._replace(correlate_kernel="matmul")
-    static = all(isinstance(n, int) for n in (batch, *g.output_size))
+    static = all(isinstance(n, int) for n in (batch, *g.output_size, *kernel_shape))
     if platform not in RULES or not static:
         return CONVOLUTIONS
     filters, channels = kernel_shape[-2:]

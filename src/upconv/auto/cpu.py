@@ -84,7 +84,7 @@ FRESH = 32 << 20
 # The same of what blocks give, and of windows.
 FRESH_BLOCKS = FRESH_WINDOWS = FRESH
 
-# Bytes of temporaries that a training step may hold for each byte of operands and results.
+# Products and results that T may make for each number of its operands and of their gradients.
 MEMORY = 4
 
 # ------------------------------------------------------------------ rules
@@ -133,6 +133,7 @@ def _is_small(a: Layer) -> bool:
 
 
 def _temporaries(a: Layer) -> int:
+    """What T by a product of matrices makes: products, and their sums."""
     return a.products + a.batch * math.prod(a.g.output_size) * a.filters
 
 
@@ -143,7 +144,7 @@ def _itemsize(a: Layer) -> int:
 
 def _conv_transpose(a: Layer) -> str:
     g = a.g
-    if all(n == 1 or k <= s for n, k, s in zip(g.input_size, g.span, g.strides, strict=True)):
+    if a.overlap == 1:
         # No two products meet. 2x64x64x128 -> 64, 2x2 / 2: 0.65. 64x1x1x100 -> 512, 4x4: 0.2, where
         # a convolution would multiply mostly padding.
         return "matmul"
@@ -278,7 +279,9 @@ def _correlate_kernel(a: Layer) -> str:
         return "matmul"
     short = a.channels <= (SHORT_ROW_1D if a.g.rank == 1 else SHORT_ROW)
     full = max(a.g.strides) == 1 or a.filled >= MOSTLY
-    if short and _phases_are_more(a) and (full or 2 * a.channels <= SHORT_ROW):
+    # At stride 1 or without dilation all taps lie in one phase.
+    one_phase = all(s == 1 or d == 1 for s, d in zip(a.g.strides, a.g.dilation_rate, strict=True))
+    if one_phase and short and _phases_are_more(a) and (full or 2 * a.channels <= SHORT_ROW):
         # The phases of filters are longer rows than channels. 1x128x128x3 -> 96, 5x5: 0.15.
         # 32x56x56x8 -> 8, 3x3 / 2: 0.2 to 0.45. In one dimension, 32x112x64 -> 96, 4 / 2: 0.6. But
         # 1x28x28x24 -> 64, 3x3: 2; and 1x64x64x16 -> 48, 3x3 / 2, which is filled up: 1.5.

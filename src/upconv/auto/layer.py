@@ -42,7 +42,7 @@ class Layer:
 
     @property
     def filled(self) -> float:
-        """Which part of the whole strides that a kernel is filled up to is kernel."""
+        """The taps of a kernel, as a part of what it has when zeros fill it up to whole strides."""
         whole = map(operator.mul, self.g.phase_taps, self.g.strides)
         return self.taps / math.prod(whole)
 

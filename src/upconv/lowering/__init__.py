@@ -34,6 +34,7 @@ A figure in a comment is the time with what is explained there, relative to the 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -119,6 +120,8 @@ def _compute(
     num: Numerics,
 ) -> jax.Array:
     """A map by the way that its operands' common dtype and its sizes call for, in `num.dtype`."""
+    if num.lowering != REFERENCE:
+        g = _without_idle_steps(g)
     with jax.numpy_dtype_promotion("standard"):  # strictness is for the arguments
         common = _wider(a.dtype, b.dtype)
         factor, total = _dtypes(common, num)
@@ -132,23 +135,39 @@ def _compute(
     return result.astype(num.dtype)
 
 
+def _without_idle_steps(g: Geometry) -> Geometry:
+    """The same map, of steps that lead nowhere: from a single pixel, and from a single tap.
+
+    The stride of a single pixel becomes the kernel's length, so that no two products are taken to
+    meet. T of 1x1x1x64 -> 21, 32x32: 0.002; of 64x1x1x100 -> 512, 4x4: 0.3.
+    """
+    strides = (
+        max(s, span) if isinstance(n, int) and n == 1 else s
+        for n, s, span in zip(g.input_size, g.strides, g.span, strict=True)
+    )
+    dilation = (d if k > 1 else 1 for k, d in zip(g.kernel_size, g.dilation_rate, strict=True))
+    return dataclasses.replace(g, strides=tuple(strides), dilation_rate=tuple(dilation))
+
+
 def _dtypes(common: Any, num: Numerics) -> tuple[Any, Any]:
     """What operands are computed in, and what their products are summed in."""
     total = _wider(num.dtype, common)
-    if num.platform == "cuda" and jnp.issubdtype(total, jnp.integer):
-        # Products of int8 whose sums were to be int32 came out doubled (jaxlib 0.11.2).
-        total = total if total.itemsize >= 4 else jnp.dtype(jnp.int32)
+    if num.platform in auto.RULES and jnp.issubdtype(total, jnp.integer):
+        # XLA:CPU takes no int4 to be summed in int32. On CUDA products of int8 whose sums were to
+        # be int32 came out doubled (jaxlib 0.11.2).
+        if num.platform == "cuda" and total.itemsize < 4:
+            total = jnp.dtype(jnp.int32)
         return total, total
     # Only within a kind can XLA sum in more than it multiplies.
     return (common if _kind(common) == _kind(total) else total), total
 
 
 def _wider(a: Any, b: Any) -> Any:
-    """What both dtypes promote to; of floating-point ones that do not, the one of more bits."""
+    """What both dtypes promote to; of two that do not, the one of more bits."""
     try:
         return jnp.promote_types(a, b)
-    except jax.dtypes.TypePromotionError:  # the formats of 8 bits promote to no other
-        return max(a, b, key=lambda dtype: jnp.finfo(dtype).bits)
+    except jax.dtypes.TypePromotionError:  # floats of 8 bits and integers of 4 promote to no other
+        return max(a, b, key=jax.dtypes.itemsize_bits)
 
 
 def _kind(dtype: Any) -> Any:

@@ -1,4 +1,4 @@
-"""G as convolutions."""
+"""G as convolutions; of groups only by `backward_filter`."""
 
 from __future__ import annotations
 
@@ -58,8 +58,6 @@ def flat_filter(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> jax.A
     one is taken in pieces. Strips: 0.6 on 2x64x64x128 -> 64, 3x3 / 2. Pieces: 0.65 on
     128x16x16x128 -> 64, 4x4 / 2.
     """
-    if g.groups > 1:
-        return backward_filter(x, y, g, num)
     rows, pieces = _cut(x.shape[0], y.nbytes, g)
     if rows == g.input_size[0] and pieces == 1:
         return _flat_filter_at_once(x, y, g, num)

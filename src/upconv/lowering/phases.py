@@ -39,10 +39,13 @@ def each_phase(g: Geometry, axis: int) -> list[Run]:
 
 
 def phases_to_channels(w: jax.Array, g: Geometry) -> jax.Array:
-    """`(*k, ci, groups * co)`, flipped, as `(*taps, ci, groups * prod(strides) * co)`."""
+    """`(*k, ci, groups * co)`, flipped, as `(*taps, ci, groups * prod(strides) * co)`.
+
+    At stride 1 the taps must be side by side.
+    """
     r, taps = g.rank, g.phase_taps
     if set(g.strides) == {1}:
-        return lax.rev(fill_strides(w, 0, g), range(r))
+        return lax.rev(w, range(r))
     ci, out = w.shape[-2:]
     w = split_strides(w, 0, g)
     w = w.reshape(*w.shape[: 2 * r], ci, g.groups, out // g.groups)

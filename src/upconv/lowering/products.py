@@ -79,7 +79,8 @@ def _product(
 def _precision_of_products(num: Numerics) -> Any:
     """Less the presets of algorithms that products on CPU refuse, and convolutions ignore."""
     presets = lax.DotAlgorithmPreset | lax.DotAlgorithm
-    return None if num.platform == "cpu" and isinstance(num.precision, presets) else num.precision
+    refused = num.platform == "cpu" and isinstance(num.precision, presets)
+    return lax.Precision.DEFAULT if refused else num.precision  # None would be the context's again
 
 
 def _matrix(a: jax.Array, summed: Sequence[int]) -> tuple[jax.Array, int, tuple[Size, ...]]:

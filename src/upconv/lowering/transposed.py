@@ -28,7 +28,7 @@ def input_dilation(x: jax.Array, w: jax.Array, g: Geometry, num: Numerics) -> ja
         x,
         lax.rev(swapped(w, g), range(g.rank)),
         num,
-        padding=[(0, 1) if p else pad for p, pad in zip(like_groups, padding, strict=True)],
+        padding=[(0, 1) if alike else p for alike, p in zip(like_groups, padding, strict=True)],
         lhs_dilation=g.strides,
         rhs_dilation=g.dilation_rate,
         groups=g.groups,
@@ -70,10 +70,16 @@ def subpixel(
         h = dataclasses.replace(
             g, kernel_size=part.shape[: g.rank], strides=tuple(a.stride for a in run)
         )
+        # At stride 1 the convolution puts taps apart; else zeros between them do.
+        apart = tuple(d if s == 1 else 1 for s, d in zip(h.strides, h.dilation_rate, strict=True))
+        close = dataclasses.replace(
+            h, dilation_rate=tuple(d // a for d, a in zip(h.dilation_rate, apart, strict=True))
+        )
         z = convolve(
             x,
-            phases_to_channels(swapped(part, h), h),
+            phases_to_channels(swapped(part, close), close),
             num,
+            rhs_dilation=apart,
             padding=[
                 (q - 1 - a.first, a.stop - n)
                 for q, a, n in zip(h.phase_taps, run, g.input_size, strict=True)
