@@ -53,7 +53,7 @@ def conv(y: jax.Array, w: jax.Array, geometry: Geometry, numerics: Numerics) -> 
 def correlate_kernel(
     x: jax.Array, y: jax.Array, geometry: Geometry, numerics: Numerics
 ) -> jax.Array:
-    """G: the correlation of `x` with `y`, T's gradient in the kernel."""
+    """G: the correlation of `x` with `y`, T's kernel gradient."""
     return _bind(correlate_kernel_p, x, y, geometry, numerics)
 
 

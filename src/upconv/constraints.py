@@ -30,13 +30,13 @@ _EPSILON = 1e-7
 
 @dataclass(frozen=True)
 class MaxNorm:
-    """Scales down what has a norm above `max_value`.
+    """Scales slices whose norm exceeds `max_value` down to it.
 
     `w * min(norm, max_value) / (norm + 1e-7)`, as in Keras.
 
     Args:
       max_value: the largest norm allowed, not negative.
-      axis: the axis or axes of one norm.
+      axis: the axes each norm is taken over; `(0, 1, 3)`: one norm per filter of a 2-D kernel.
 
     Called with an array of floating-point numbers, it returns one of the same shape and dtype; for
     any other it raises a TypeError.
@@ -83,12 +83,12 @@ class NonNeg:
 
 @dataclass(frozen=True)
 class UnitNorm:
-    """Scales everything to norm 1; what is zero stays zero.
+    """Scales every slice to norm 1; what is zero stays zero.
 
     `w / (norm + 1e-7)`, as in Keras.
 
     Args:
-      axis: the axis or axes of one norm.
+      axis: the axes each norm is taken over; `(0, 1, 3)`: one norm per filter of a 2-D kernel.
 
     Called with an array of floating-point numbers, it returns one of the same shape and dtype; for
     any other it raises a TypeError.
@@ -122,7 +122,7 @@ class MinMaxNorm:
       min_value: the smallest norm allowed, not negative.
       max_value: the largest, not below `min_value`.
       rate: the part of the way that one call goes, from 0 to 1.
-      axis: the axis or axes of one norm.
+      axis: the axes each norm is taken over; `(0, 1, 3)`: one norm per filter of a 2-D kernel.
 
     Called with an array of floating-point numbers, it returns one of the same shape and dtype; for
     any other it raises a TypeError.

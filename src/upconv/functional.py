@@ -54,10 +54,11 @@ def conv_transpose(
         pixels and crops the smaller half in front, `"same_lower"` the larger half, and `"causal"`
         all at the end; `"circular"` adds to either end what `"same"` would crop at the other. Or
         how many pixels: an integer, or an integer or `(lo, hi)` pair for each spatial axis.
-      output_padding: fewer pixels than `max(stride, dilation)`, by which the output is longer than
-        with 0. With explicit padding and `"valid"` they are added at the end of the cropped output.
-        `"same"` and `"same_lower"` then make `(n - 1) * stride + K - 2 * (K // 2)` pixels and so
-        many more, as Keras does, instead of `n * stride`.
+      output_padding: how many pixels longer the output is than with 0; less than
+        `max(stride, dilation)`. With explicit padding and `"valid"` they come at the end. With
+        `"same"` and `"same_lower"` the output has
+        `(n - 1) * stride + K - 2 * (K // 2) + output_padding` pixels, as in Keras, instead of
+        `n * stride`.
       output_size: the output's spatial size, instead of `output_padding`.
       dilation_rate: output pixels from one kernel tap to the next.
       groups: number of channel groups that do not mix.

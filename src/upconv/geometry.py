@@ -180,7 +180,7 @@ def canonical_padding(padding: Any, rank: int) -> str | Pads:
 
 
 def canonical_data_format(data_format: Any) -> str:
-    """`"channels_last"` or `"channels_first"`, from either in any case.
+    """`"channels_last"` or `"channels_first"`, from either in upper or lower case.
 
     >>> canonical_data_format("Channels_First")
     'channels_first'

@@ -1,4 +1,4 @@
-"""The layers for Flax linen: parameters in, `upconv.conv_transpose` out.
+"""The layers for Flax linen: they hold parameters and call `upconv.conv_transpose`.
 
 The arguments are those of `tf.layers.Conv2DTranspose`, in its order, with its defaults and its
 behaviour. What a layer declares of its parameters (regularizers, constraints) is collected from a
@@ -209,15 +209,16 @@ class Conv2DTranspose(_ConvTranspose):
       filters: the number of output channels.
       kernel_size: an integer, or one per spatial axis.
       strides: by how much the image grows; an integer or one per spatial axis.
-      padding: `"valid"` or `"same"`, in any case; also `"same_lower"`, `"causal"`, `"circular"`, or
-        how much to crop: an integer, or an integer or pair `(lo, hi)` for each spatial axis.
-      data_format: `"channels_last"` or `"channels_first"`, in any case.
+      padding: `"valid"` or `"same"`, in upper or lower case; also `"same_lower"`, `"causal"`,
+        `"circular"`, or how much to crop: an integer, or an integer or pair `(lo, hi)` for each
+        spatial axis.
+      data_format: `"channels_last"` or `"channels_first"`, in upper or lower case.
       activation: a function, or the name of one in `jax.nn`. (`gelu` and `leaky_relu` are other
         functions there than in Keras.)
       use_bias: whether to add a bias.
       kernel_initializer: `(key, shape, dtype) -> array`; `None` is TensorFlow's default, glorot
-        uniform. Those of `upconv.initializers` know that the kernel's last axis is what goes in;
-        `jax.nn.initializers` that scale by fans take it for what comes out, unless they are told.
+        uniform. `upconv.initializers` take the kernel's last axis as input channels;
+        `jax.nn.initializers` that scale by fan-in need `in_axis=-1, out_axis=-2`.
       bias_initializer: the same for the bias, zeros by default; `None` is glorot uniform here too.
       kernel_regularizer: a function from the kernel to a penalty.
       bias_regularizer: a function from the bias to a penalty.
@@ -283,7 +284,7 @@ class ConvTranspose(nn.Module):
         axis.
       kernel_dilation: an integer or one per spatial axis; `None` is 1.
       use_bias: whether to add a bias.
-      mask: what to multiply the kernel by, of its shape.
+      mask: multiplies the kernel; of the kernel's shape.
       dtype: of the computation; by default what inputs and parameters promote to.
       param_dtype: of the parameters.
       precision: as in `jax.lax`.
@@ -353,7 +354,7 @@ def rules(
     method: Callable[..., Any] | str | None = None,
     **kwargs: Any,
 ) -> dict[str, Rule]:
-    """What the layers of a model declare of their parameters.
+    """The regularizers and constraints that a model's layers declare.
 
     The model is initialized abstractly, as `jax.eval_shape` does: nothing is computed. Frozen
     layers (`trainable=False`) are left out.
@@ -374,7 +375,7 @@ def rules(
 
     Raises:
       TypeError: if `module` is not a Flax module, or only its class.
-      ValueError: if something in the model reads a layer's parameters past the layer, as
+      ValueError: if something in the model reads a layer's parameters bypassing the layer, as
         `nn.SpectralNorm` does: while rules are collected, the parameters are in boxes, because
         Flax tells only boxes which axes its lifted transformations add.
 
@@ -419,7 +420,8 @@ def losses(variables: Mapping[str, Any]) -> jax.Array:
 
     Lifted transformations hand on only the collections that they are told of: without
     `variable_axes={"losses": 0, ...}`, `nn.scan` and `nn.vmap` drop what their layers sow. With it,
-    every step's loss is counted, and every slice's: mapped over images, as if each were a batch.
+    every step's loss is counted, and every slice's: mapped over images, as if each were a batch. Do
+    not pass the collection `losses` on to the next call: what is sown is added to it.
 
     Args:
       variables: what `module.apply(..., mutable=["losses"])` returns beside the outputs.

@@ -1,5 +1,7 @@
 """The layers for Flax nnx: the same as in `upconv.linen`, for the API that Flax recommends.
 
+Their first argument is the number of input channels, and they have no `name`.
+
 What the layers of a model declare of their parameters is collected by `rules` and carried out by
 `upconv.transforms`; what they say of their activations is kept in variables of the type `Loss` and
 summed by `losses`.
@@ -210,15 +212,16 @@ class Conv2DTranspose(_ConvTranspose):
       filters: the number of output channels.
       kernel_size: an integer, or one per spatial axis.
       strides: by how much the image grows; an integer or one per spatial axis.
-      padding: `"valid"` or `"same"`, in any case; also `"same_lower"`, `"causal"`, `"circular"`, or
-        how much to crop: an integer, or an integer or pair `(lo, hi)` for each spatial axis.
-      data_format: `"channels_last"` or `"channels_first"`, in any case.
+      padding: `"valid"` or `"same"`, in upper or lower case; also `"same_lower"`, `"causal"`,
+        `"circular"`, or how much to crop: an integer, or an integer or pair `(lo, hi)` for each
+        spatial axis.
+      data_format: `"channels_last"` or `"channels_first"`, in upper or lower case.
       activation: a function, or the name of one in `jax.nn`. (`gelu` and `leaky_relu` are other
         functions there than in Keras.)
       use_bias: whether to add a bias.
       kernel_initializer: `(key, shape, dtype) -> array`; `None` is TensorFlow's default, glorot
-        uniform. Those of `upconv.initializers` know that the kernel's last axis is what goes in;
-        `jax.nn.initializers` that scale by fans take it for what comes out, unless they are told.
+        uniform. `upconv.initializers` take the kernel's last axis as input channels;
+        `jax.nn.initializers` that scale by fan-in need `in_axis=-1, out_axis=-2`.
       bias_initializer: the same for the bias, zeros by default; `None` is glorot uniform here too.
       kernel_regularizer: a function from the kernel to a penalty.
       bias_regularizer: a function from the bias to a penalty.
@@ -286,7 +289,7 @@ class ConvTranspose(nnx.Module):
         axis.
       kernel_dilation: an integer or one per spatial axis; `None` is 1.
       use_bias: whether to add a bias.
-      mask: what to multiply the kernel by, of its shape.
+      mask: multiplies the kernel; of the kernel's shape.
       dtype: of the computation; by default what inputs and parameters promote to.
       param_dtype: of the parameters.
       precision: as in `jax.lax`.
@@ -302,7 +305,7 @@ class ConvTranspose(nnx.Module):
       bias_metadata: of the bias's variable.
 
     Raises:
-      TypeError: if an argument has the wrong type.
+      TypeError: if an argument has the wrong type, of most only when called.
       ValueError: if an argument or, when called, a shape does not fit. Both name it.
 
     >>> layer = ConvTranspose(3, 4, kernel_size=(5, 5), strides=(2, 2), rngs=nnx.Rngs(0))
@@ -378,7 +381,7 @@ class ConvTranspose(nnx.Module):
 
 
 def rules(module: nnx.Module, wrt: Any = nnx.Param) -> dict[str, Rule]:
-    """What the layers of a model declare of their parameters.
+    """The regularizers and constraints that a model's layers declare.
 
     Frozen layers (`trainable=False`) are left out. A layer's declarations stay with the layer:
     variables that are loaded into it or assigned to it bring no others.

@@ -56,7 +56,7 @@ class L1:
 
 @dataclass(frozen=True)
 class L2:
-    """`l2 * sum(x ** 2)`: Keras's, without the half that other libraries have.
+    """`l2 * sum(x ** 2)`, as in Keras: no factor of 1/2.
 
     Args:
       l2: the factor, finite and not negative.
@@ -84,7 +84,7 @@ class L2:
 
 @dataclass(frozen=True)
 class L1L2:
-    """`l1 * sum(|x|) + l2 * sum(x ** 2)`, less any sum whose factor is 0.
+    """`l1 * sum(|x|) + l2 * sum(x ** 2)`, without a sum whose factor is 0.
 
     As in Keras both factors are 0 unless they are given.
 

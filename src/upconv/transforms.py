@@ -138,12 +138,18 @@ def with_rules(
 
     It is the chain of `add_regularization`, the optimizer and `project`, in this order.
 
-    Wrappers that skip steps or keep weights of their own go round it: `optax.MultiSteps` and
-    `optax.lookahead` take `with_rules(...)`, not the reverse. Means of weights, such as the slow
-    ones of `lookahead`, keep a constraint if it is convex (a unit norm is not) and they began
-    within it. What makes steps from other weights than it is given, or scales them afterwards, as
-    `optax.contrib.schedule_free` and `mechanize` do, keeps none. What may leave updates as they
-    are, as `optax.apply_if_finite`, needs gradients of the parameters' dtype.
+    Wrap the result, not the optimizer, in what skips steps or keeps weights of its own:
+    `optax.MultiSteps(with_rules(...), n)`, `optax.lookahead(with_rules(...), ...)`. Averages of
+    weights, such as `lookahead`'s slow ones, keep a constraint if it is convex (a unit norm is not)
+    and they started within it. Transformations that start from other weights than given, or scale
+    the step afterwards (`optax.contrib.schedule_free`, `mechanize`,
+    `optax.chain(with_rules(...), optax.scale(c))`), keep none. What may leave updates as they are,
+    such as `optax.apply_if_finite`, needs gradients of the parameters' dtype.
+
+    A line search (`optax.lbfgs`, `scale_by_backtracking_linesearch`) has to see the loss that it
+    descends: put `penalty` into `value_fn` and declare no regularizer here. With a constraint,
+    compute value and gradient at every step by `jax.value_and_grad`, not by
+    `optax.value_and_grad_from_state`, which returns those from before the projection.
 
     Args:
       optimizer: any optax optimizer.
