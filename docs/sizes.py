@@ -20,6 +20,7 @@ from upconv.geometry import Geometry
 IMAGES = Path(__file__).parent / "images"
 
 CELL = 34  # of a pixel, in px
+MIDDLE = CELL * 0.6  # from the top of a cell to the baseline of its text
 LEFT = 96  # of column 0 of the full output
 WIDTH = 500
 GREY, BLUE, ORANGE = "#76808c", "#3b82f6", "#d97706"
@@ -81,7 +82,7 @@ def svg(drawing: Drawing) -> str:
     geometries = drawing.geometries()
     g = geometries[0]
     y_outputs = CELL * (g.input_size[0] + 2) + 20
-    height = y_outputs + len(geometries) * (CELL + 28)
+    height = y_outputs + len(geometries) * (CELL + 28) - 24
     K, F = g.span[0], g.full_size[0]
     body = [*_inputs(g), *_taps(g)]
     for row, (h, options) in enumerate(zip(geometries, drawing.options, strict=True)):
@@ -98,17 +99,17 @@ def svg(drawing: Drawing) -> str:
 
 def _inputs(g: Geometry) -> Iterator[str]:
     """Every input pixel, above the first of its taps."""
-    yield _text(LEFT - 12, CELL * 0.5, f"x: n = {g.input_size[0]}", "end")
+    yield _text(LEFT - 12, 4 + MIDDLE, f"x: n = {g.input_size[0]}", "end")
     for i, places in enumerate(landings(g)):
         yield _cell(places[0], 4, BLUE, f"x{i}", opacity=0.85, ink="white")
 
 
 def _taps(g: Geometry) -> Iterator[str]:
     """A row for each input pixel: its products, with what dilation leaves out between them."""
-    yield _text(LEFT - 12, CELL * 1.75, f"K = {g.span[0]}", "end")
-    yield _text(LEFT - 12, CELL * 2.75, f"stride {g.strides[0]}", "end")
-    if g.dilation_rate != (1,):
-        yield _text(LEFT - 12, CELL * 3.75, f"dilation {g.dilation_rate[0]}", "end")
+    said = f"K = {g.span[0]}, stride {g.strides[0]}"
+    said += f", dilation {g.dilation_rate[0]}" if g.dilation_rate != (1,) else ""
+    # In front of the last row, where there is room.
+    yield _text(LEFT, CELL * (g.input_size[0] + 0.25) + MIDDLE, said, "start")
     for i, places in enumerate(landings(g)):
         y = CELL * (i + 1.25)
         for column in range(places[0], places[-1] + 1):
@@ -126,7 +127,7 @@ def _output(g: Geometry, options: dict[str, Any], y: float) -> Iterator[str]:
     said = f"F = {full}, crop {crop[0]} and {crop[1]}" if any(crop) else f"F = {full}"
     said += f", {zeros} zero" if zeros else ""
     yield _text(LEFT, y - 6, _escape(f"{shown}: {said}, output {out}"), "start")
-    yield _text(LEFT - 12, y + CELL * 0.6, f"y: {out}", "end")
+    yield _text(LEFT - 12, y + MIDDLE, f"y: {out}", "end")
     counts = products(g)
     for column in range(max(full, lo + out)):
         if not lo <= column < lo + out:
@@ -153,7 +154,7 @@ def _cell(
         f'<rect x="{x + 1}" y="{y:g}" width="{side}" height="{side}" rx="3" fill="{colour}" '
         f'fill-opacity="{opacity:g}" stroke="{colour}" stroke-opacity="0.6"{dashes}/>'
     )
-    return square + _text(x + CELL / 2, y + CELL * 0.6, text, "middle", ink) if text else square
+    return square + _text(x + CELL / 2, y + MIDDLE, text, "middle", ink) if text else square
 
 
 def _text(x: float, y: float, text: str, anchor: str, ink: str = GREY) -> str:

@@ -198,8 +198,8 @@ def main(config: Config, say: Callable[[str], None] = print) -> None:
         found = measure(config, steps) | {"photograph": (large, checkerboard(large))}
         for label, (_, energy) in found.items():
             say(f"{title:18} {label:12} {energy:9.3%} of the energy at period 2")
-        rows[title] = [
-            (f"{label}: {100 * energy:.2g} %", panel(image, large))
+        rows[f"{title}: share of the energy at period 2"] = [
+            (f"{label}: {100 * energy:#.2g}".rstrip(".") + " %", panel(image, large))
             for label, (image, energy) in found.items()
         ]
     config.picture.parent.mkdir(parents=True, exist_ok=True)
