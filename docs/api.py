@@ -30,7 +30,7 @@ PAGE = HERE / "api.md"
 # What the others are made of. Their docstrings speak to those who read the source.
 INTERNAL = (
     "geometry", "auto", "lowering", "bilinear", "functional", "layer", "flax_layer", "records",
-    "bench",
+    "errors", "bench",
 )  # fmt: skip
 # What comes first on the page, before the rest in alphabetical order.
 FIRST = ("linen", "nnx", "transforms", "rules", "regularizers", "constraints", "initializers")

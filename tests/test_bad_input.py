@@ -331,9 +331,9 @@ LAYER: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"filters": True}, TypeError, "filters must be an integer, got True"),
     ({"kernel_size": (3, 3, 3)}, ValueError, r"kernel_size must be .* got \(3, 3, 3\)"),
     ({"kernel_size": (3, 0)}, ValueError, r"kernel_size\[1\] must be at least 1, got 0"),
-    ({"kernel_size": "3"}, TypeError, "kernel_size must be an integer, got '3'"),
+    ({"kernel_size": "3"}, TypeError, "kernel_size must be an integer, or one per .*, got '3'"),
     ({"strides": 0}, ValueError, "strides must be at least 1, got 0"),
-    ({"strides": 1.5}, TypeError, "strides must be an integer, got 1.5"),
+    ({"strides": 1.5}, TypeError, "strides must be an integer, or one per .*, got 1.5"),
     ({"padding": "full"}, ValueError, "padding must be one of .*, got 'full'"),
     ({"padding": None}, TypeError, "padding"),
     ({"data_format": "NHWC"}, ValueError, "data_format must be one of .*, got 'NHWC'"),
@@ -356,6 +356,23 @@ LAYER: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"activation": 1}, TypeError, "activation must be callable, .*got 1"),
     ({"use_bias": None}, TypeError, "use_bias must be True or False, got None"),
     ({"trainable": 1}, TypeError, "trainable must be True or False, got 1"),
+    (
+        {"kernel_initializer": upconv.initializers.he_normal(strides=(2, 3))},
+        ValueError,
+        r"kernel_initializer must be for the layer's strides \(2, 2\), got Var.* strides=\(2, 3\)",
+    ),
+    (
+        {"kernel_initializer": upconv.initializers.icnr(3)},
+        ValueError,
+        r"kernel_initializer must be for the layer's strides \(2, 2\), got ICNR\(strides=3",
+    ),
+    (
+        {"kernel_initializer": upconv.initializers.icnr((2, 2, 2))},
+        ValueError,
+        "strides of kernel_initializer must be an integer or 2 integers",
+    ),
+    ({"activation": "linear"}, ValueError, "got 'linear' .did you mean None"),
+    ({"activation": "ReLU"}, ValueError, "got 'ReLU' .did you mean 'relu'"),
     ({"kernel_initializer": "glorot"}, TypeError, "kernel_initializer must be callable or No"),
     ({"bias_initializer": 0.0}, TypeError, "bias_initializer must be callable or None, got 0"),
     ({"kernel_regularizer": 0.1}, TypeError, "kernel_regularizer must be callable or None"),
@@ -369,10 +386,10 @@ LAYER: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"dilation_rate": 0}, ValueError, "dilation_rate must be at least 1, got 0"),
     ({"groups": 0}, ValueError, "groups must be at least 1, got 0"),
     ({"groups": 4}, ValueError, "groups must divide filters, got groups=4, filters=6"),
-    ({"dtype": "float33"}, TypeError, "dtype must be a dtype, got 'float33'"),
+    ({"dtype": "float33"}, TypeError, "dtype must be a dtype or .*, got 'float33'"),
     ({"dtype": jnp.int32}, ValueError, "dtype must be a floating-point dtype"),
     ({"param_dtype": bool}, ValueError, "param_dtype must be a floating-point dtype"),
-    ({"param_dtype": None}, TypeError, "param_dtype must be a dtype, got None"),
+    ({"param_dtype": None}, TypeError, "param_dtype must be a dtype or .*, got None"),
     ({"precision": {}}, ValueError, "precision must be None, .* got {}"),
     ({"lowering": None}, TypeError, "lowering must be a string, got None"),
     ({"lowering": "fft"}, ValueError, "lowering must be one of .*'auto'.*, got 'fft'"),
@@ -394,6 +411,30 @@ def test_arguments_of_layers(
     """When the layer is made, not when it is used."""
     with pytest.raises(error, match=match):
         MAKERS[make](**{"filters": 6, "kernel_size": (3, 2), "strides": 2, **arguments})
+
+
+@pytest.mark.parametrize("make", MAKERS)
+@pytest.mark.parametrize("activation", ["glu", "logsumexp", jnp.max], ids=str)
+def test_an_activation_keeps_the_shape(make: str, activation: Any) -> None:
+    """Else `compute_output_shape` would be wrong."""
+    with pytest.raises(ValueError, match=r"activation must keep the shape \(2, .*, got \("):
+        used(make, activation=activation)
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_an_initializer_that_fails_is_named(make: str) -> None:
+    for name in ("kernel_initializer", "bias_initializer"):
+        made = jax.nn.initializers.he_normal if name[0] == "b" else upconv.initializers.he_normal
+        with pytest.raises(TypeError, match="") as info:
+            used(make, **{name: made})
+        notes = "".join(getattr(info.value, "__notes__", ())) + str(info.value)
+        assert f"{name}" in notes
+
+
+@pytest.mark.parametrize("rngs", [0, None, {"params": 0}], ids=str)
+def test_rngs_of_nnx(rngs: Any) -> None:
+    with pytest.raises(TypeError, match=r"rngs must be an nnx\.Rngs, got"):
+        nnx.Conv2DTranspose(3, 4, 5, rngs=rngs)
 
 
 def used(make: str, x: Any = None, **arguments: Any) -> Any:
@@ -489,7 +530,7 @@ REST: list[tuple[Callable[[], Any], type[Exception], str]] = [
         "threshold must be finite and not negative, got -1",
     ),
     (lambda: activations.HardShrink(None), TypeError, "threshold must be a real .*, got None"),
-    (lambda: constraints.MaxNorm(1.0, axis=4)(W), ValueError, "axis 4"),
+    (lambda: constraints.MaxNorm(1.0, axis=4)(W), ValueError, "axis must name axes .*, got 4 for"),
     (lambda: regularizers.Orthogonal()(W[0, 0, 0]), ValueError, r"rank 2 .* shape \(6,\)"),
     (lambda: regularizers.L2()(1j * W), TypeError, "L2 takes a real array, got one of complex64"),
     (lambda: regularizers.L1L2()(1j * W), TypeError, "L1L2 takes a real array"),
@@ -512,9 +553,51 @@ REST: list[tuple[Callable[[], Any], type[Exception], str]] = [
         "no parameter matches the rule for 'k': the parameters are one array",
     ),
     (
+        lambda: nnx.Conv2DTranspose(3, 4, 5, kernel_metadata="x", rngs=flax_nnx.Rngs(0)),
+        TypeError,
+        "kernel_metadata must be a mapping, got 'x'",
+    ),
+    (
+        lambda: nnx.rules(flax_nnx.Linear(3, 4, rngs=flax_nnx.Rngs(0)), jnp.ones(3)),
+        TypeError,
+        "wrt must be a filter of nnx, got an array",
+    ),
+    (
+        lambda: linen.losses({"up": {"activity": jnp.ones(())}}),
+        ValueError,
+        "variables must hold the collection 'losses'",
+    ),
+    (
+        lambda: upconv.output_shape((-1, 7, 5, 3), 4, 5),
+        ValueError,
+        r"input_shape must hold no negative sizes .*, got \(-1, 7, 5, 3\)",
+    ),
+    (
+        lambda: upconv.conv_transpose(np.full(X, "a"), floats(KERNEL)),
+        TypeError,
+        "x must hold numbers, got dtype <U1",
+    ),
+    (
+        lambda: upconv.serialization.to_config(linen.Conv2DTranspose(4, 5), custom_objects=[1]),
+        TypeError,
+        r"custom_objects must map names to callables, got \[1\]",
+    ),
+    (lambda: upconv.Conv2DTranspose, AttributeError, "layers are in upconv.linen and upconv.nnx"),
+    (lambda: upconv.initializers.compute_fans(3), TypeError, "shape must be a sequence .*, got 3"),
+    (
+        lambda: transforms.with_rules(optax.adam, {}),
+        TypeError,
+        "optimizer must be an optax.*; call it first",
+    ),
+    (
+        lambda: linen.rules(jnp.ones((99, 99))),
+        TypeError,
+        "module must be an instance of flax.linen.Module, got an instance of jax",
+    ),
+    (
         lambda: upconv.initializers.he_normal()(jax.random.key(0), (3, 2, 0)),
         ValueError,
-        r"shape must not hold 0, .*got \(3, 2, 0\)",
+        r"shape must hold sizes above 0, .*got \(3, 2, 0\)",
     ),
     (
         lambda: upconv.linen.Conv1DTranspose(

@@ -37,7 +37,7 @@ from checks import (
     second_orders,
     with_gradients,
 )
-from upconv import lowering
+from upconv import functional, lowering
 from upconv.auto import cpu
 
 LOWERINGS = ("auto", "input_dilation", "subpixel", "matmul", "lax")
@@ -449,6 +449,20 @@ def test_integers_keep_their_width(
             y = upconv.conv_transpose(x, w, strides=2, padding=padding, lowering=name)
             assert y.dtype == dtype
             np.testing.assert_array_equal(y, want)
+
+
+@pytest.mark.parametrize("jit", [False, True], ids=["eagerly", "compiled"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_gradient_of_a_narrow_bias(dtype: str, jit: bool) -> None:
+    """It is summed in 32 bits, as in 16 it would grow no more after 256 or 2048 equal terms."""
+
+    def loss(bias: jax.Array, y: jax.Array) -> jax.Array:
+        return functional.add_bias(y, bias, -1).astype("float32").sum()
+
+    bias, y = jnp.zeros(3, dtype), jnp.zeros((2, 64, 32, 3), dtype)
+    gradient = (jax.jit if jit else lambda f: f)(jax.grad(loss))(bias, y)
+    assert gradient.dtype == dtype
+    assert gradient.tolist() == [4096] * 3
 
 
 @pytest.mark.parametrize("preferred", ["int8", "int32", "float32"])

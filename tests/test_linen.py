@@ -27,7 +27,7 @@ from upconv.linen import (
     rules,
 )
 from upconv.regularizers import L1, L2
-from upconv.rules import Rule
+from upconv.rules import Rule, named_leaves
 from upconv.transforms import penalty, with_rules
 
 LAYERS = {1: Conv1DTranspose, 2: Conv2DTranspose, 3: Conv3DTranspose}
@@ -664,11 +664,23 @@ def test_nothing_remains_after_a_failure(rng: np.random.Generator) -> None:
 
 
 def test_rules_of_a_model_that_reads_the_parameters_itself(rng: np.random.Generator) -> None:
-    x = images(rng)
+    class Reads(nn.Module):
+        @nn.compact
+        def __call__(self, x: Any) -> Any:
+            layer = declaring()
+            return layer(x) * layer.variables["params"]["kernel"].mean()
+
+    Reads().init(KEY, images(rng))
+    with pytest.raises(ValueError, match=r"from Reads: .*\(AttributeError: .*mean.*\).* by hand"):
+        rules(Reads(), images(rng))
+
+
+def test_rules_within_a_norm_of_the_kernel(rng: np.random.Generator) -> None:
     model = nn.SpectralNorm(declaring())
-    model.init(KEY, x, update_stats=False)
-    with pytest.raises(ValueError, match=r"cannot be collected from SpectralNorm: .* by hand"):
-        rules(model, x, update_stats=False)
+    x = images(rng)
+    params = model.init(KEY, x, update_stats=False)["params"]
+    declared = rules(model, x, update_stats=False)
+    assert declared and declared.keys() <= {path for path, _ in named_leaves(params)}
 
 
 def test_regularized_and_constrained_training(rng: np.random.Generator) -> None:

@@ -39,9 +39,9 @@ ARGUMENTS: dict[str, list[Any]] = {
     ],
     "use_bias": [False],
     "kernel_initializer": [
-        initializers.VarianceScaling(2.0, "fan_out", "normal", [2, 1], 2),
+        initializers.VarianceScaling(2.0, "fan_out", "normal", [2, 2], 2),
         initializers.he_normal(strides=2),
-        initializers.Bilinear((2, 3)),
+        initializers.Bilinear((2, 2)),
         ICNR,
         initializers.Orthogonal(0.5),
     ],
@@ -79,6 +79,8 @@ CASES = [
     for i, value in enumerate(values)
 ]
 DEFAULTS: dict[str, Any] = {"filters": 8, "kernel_size": (4, 6)}
+# What an argument goes with.
+WITH = {"kernel_initializer": {"strides": 2}}
 MODULES = (activations, constraints, initializers, regularizers)
 
 
@@ -99,7 +101,7 @@ def test_every_argument_and_every_object_is_among_the_cases() -> None:
 
 @pytest.mark.parametrize(("name", "value"), CASES)
 def test_linen_layers_come_back_equal(name: str, value: Any) -> None:
-    layer = linen.Conv2DTranspose(**DEFAULTS | {name: value})
+    layer = linen.Conv2DTranspose(**DEFAULTS | WITH.get(name, {}) | {name: value})
     config = to_config(layer)
     back = from_config(through_json(config))
     assert back == layer
@@ -112,7 +114,7 @@ def test_linen_layers_come_back_equal(name: str, value: Any) -> None:
 
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_nnx_layers_come_back_equal(name: str) -> None:
-    arguments = DEFAULTS | {name: ARGUMENTS[name][0]}
+    arguments = DEFAULTS | WITH.get(name, {}) | {name: ARGUMENTS[name][0]}
     layer = nnx.Conv2DTranspose(8, **arguments, rngs=flax_nnx.Rngs(0))
     config = to_config(layer)
     back = from_config(through_json(config), rngs=flax_nnx.Rngs(0))
@@ -177,7 +179,7 @@ class Mine(initializers.Normal):
 )
 def test_what_has_no_name_is_refused(value: Any) -> None:
     with pytest.raises(ValueError, match=r"kernel_initializer.* must be .* custom_objects"):
-        to_config(linen.Conv1DTranspose(4, 3, kernel_initializer=value))
+        to_config(linen.Conv1DTranspose(4, 3, 2, kernel_initializer=value))
 
 
 def test_an_initializer_that_jax_made_is_said_to_have_a_counterpart() -> None:
@@ -190,7 +192,7 @@ def test_a_custom_object_is_not_what_it_equals() -> None:
     custom, equal = initializers.ICNR(2, swoosh), initializers.ICNR(2, swoosh)
     assert custom == equal
     for value in (custom, equal):
-        layer = linen.Conv1DTranspose(4, 3, kernel_initializer=value)
+        layer = linen.Conv1DTranspose(4, 3, 2, kernel_initializer=value)
         if value is custom:
             config = to_config(layer, custom_objects={"mine": custom})
             assert config["kernel_initializer"] == {"custom": "mine"}

@@ -473,9 +473,22 @@ def test_errors_within_rules_say_whose_they_are() -> None:
     axis = MaxNorm(axis=1)  # of a bias
     for rule, what in ((Rule(None, axis), "constraint"), (Rule(axis), "regularizer")):
         optimizer = with_rules(optax.sgd(0.1), {"up/bias": rule})
-        with pytest.raises(ValueError, match="axis 1 is out of bounds") as info:
-            optimizer.update(params, optimizer.init(params), params)
-        assert f"in the {what} of 'up/bias'" in info.value.__notes__
+        for act in (optimizer.init, lambda p: optimizer.update(p, (), p)):
+            with pytest.raises(ValueError, match=r"axis must name .*, got 1 for \(3,\)") as info:
+                act(params)
+            assert any(f"in the {what} of 'up/bias'" in note for note in info.value.__notes__)
+
+
+def test_updates_that_do_not_fit() -> None:
+    """They are broadcast to nothing, and none is left out."""
+    params = {"up": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}
+    optimizer = with_rules(optax.sgd(0.1), {"up/kernel": Rule(L2(0.1), NonNeg())})
+    state = optimizer.init(params)
+    with pytest.raises(ValueError, match=r"updates .*, got \(3,\) for 'up/kernel', .* \(2, 3\)"):
+        optimizer.update({"up": {"kernel": jnp.ones(3), "bias": jnp.ones(3)}}, state, params)
+    with pytest.raises(ValueError, match="") as info:
+        optimizer.update({"up": {"kernel": jnp.ones((2, 3))}}, state, params)
+    assert "updates must have the structure of params" in info.value.__notes__
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,8 @@ if not TYPE_CHECKING:  # with it, any misspelling would be an attribute
             return importlib.import_module(f"upconv.{name}")
         if name == "penalty":
             return importlib.import_module("upconv.transforms").penalty
-        raise AttributeError(f"module 'upconv' has no attribute {name!r}")
+        hint = "; layers are in upconv.linen and upconv.nnx" if name.endswith("Transpose") else ""
+        raise AttributeError(f"module 'upconv' has no attribute {name!r}{hint}")
 
 
 def __dir__() -> list[str]:

@@ -176,6 +176,10 @@ def _rescale(
     w: jax.Array, axis: int | Sequence[int], desired: Callable[[jax.Array], jax.Array]
 ) -> jax.Array:
     """Gives every norm along `axis` the value `desired(norm)`."""
+    axes = axis if isinstance(axis, tuple) else (axis,)
+    named = {a % w.ndim for a in axes if -w.ndim <= a < w.ndim}
+    if len(named) != len(axes):
+        raise ValueError(f"axis must name axes of the array, none twice, got {axis} for {w.shape}")
     wide = at_least_float32(w)
     norm = _norm(wide, axis)
     return (wide * (desired(norm) / (norm + _EPSILON))).astype(w.dtype)

@@ -383,7 +383,8 @@ def check_lowering(name: Any) -> str:
 
 def _array(name: str, a: Any) -> jax.Array:
     check_array(name, a)
-    a = jnp.asarray(a)
+    if getattr(a.dtype, "kind", None) not in ("O", "S", "U"):  # which JAX cannot hold
+        a = jnp.asarray(a)
     if not jnp.issubdtype(a.dtype, jnp.number):
         raise TypeError(f"{name} must hold numbers, got dtype {a.dtype}")
     return a
@@ -423,11 +424,17 @@ def _check_shape(shape: Any) -> tuple[Size, ...]:
     if not geometry.is_sequence(shape):
         raise TypeError(f"input_shape must be a sequence of sizes, got {shape!r}")
     try:
-        return tuple(n if n is None or is_symbolic_dim(n) else operator.index(n) for n in shape)
+        sizes = tuple(n if n is None or is_symbolic_dim(n) else operator.index(n) for n in shape)
     except TypeError:
         raise TypeError(
             f"input_shape must hold integers or symbolic dimensions, got {shape!r}"
         ) from None
+    if any(isinstance(n, int) and n < 0 for n in sizes):
+        raise ValueError(
+            "input_shape must hold no negative sizes (None is for batch axes of unknown size), "
+            f"got {shape!r}"
+        )
+    return sizes
 
 
 def check_precision(precision: Any) -> Any:
@@ -457,8 +464,9 @@ def _result_dtype(dtype: Any, x: jax.Array, kernel: jax.Array) -> Any:
         wanted = jnp.dtype(dtype)
     except TypeError:
         raise TypeError(f"preferred_element_type must be a dtype, got {dtype!r}") from None
+    by_default = dtype in (int, float, complex)  # of whatever width JAX has them
     dtype = jax.dtypes.canonicalize_dtype(wanted)
-    if dtype != wanted:
+    if dtype != wanted and not by_default:
         warnings.warn(
             f"preferred_element_type {wanted} needs jax_enable_x64; it is truncated to {dtype}",
             stacklevel=4,

@@ -112,8 +112,10 @@ def full_length(n: Size, span: int, s: int) -> Size:
 # ------------------------------------------------------------------ arguments, made canonical
 
 
-def integer(name: str, value: Any, *, minimum: int | None = None) -> int:
-    """`value` as an int, or an error that names it."""
+def integer(
+    name: str, value: Any, *, minimum: int | None = None, rule: str = "an integer"
+) -> int:
+    """`value` as an int, or an error that names it and the rule."""
     try:
         if isinstance(value, bool):
             raise TypeError
@@ -121,7 +123,7 @@ def integer(name: str, value: Any, *, minimum: int | None = None) -> int:
     except TypeError:
         # Every array has an __index__, which raises but for single integers.
         what = f"{value!r} ({type(value).__name__})"
-        raise TypeError(f"{name} must be an integer, got {what}") from None
+        raise TypeError(f"{name} must be {rule}, got {what}") from None
     if minimum is not None and value < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value}")
     return value
@@ -138,7 +140,8 @@ def per_axis(name: str, value: Any, rank: int, *, minimum: int | None = 1) -> tu
     (2, 2, 2)
     """
     if not is_sequence(value):
-        return (integer(name, value, minimum=minimum),) * rank
+        rule = "an integer, or one per spatial axis"
+        return (integer(name, value, minimum=minimum, rule=rule),) * rank
     if len(value) != rank:
         raise ValueError(
             f"{name} must be an integer or {_count(rank, 'integer')}, one per spatial axis, "
@@ -162,15 +165,15 @@ def canonical_padding(padding: Any, rank: int) -> str | Pads:
     >>> canonical_padding((1, (0, 2)), rank=2)
     ((1, 1), (0, 2))
     """
+    rule = (
+        f"one of {', '.join(PADDINGS)}, an integer or one integer or (lo, hi) pair per spatial axis"
+    )
     if isinstance(padding, str):
         if padding.lower() not in PADDINGS:
-            raise ValueError(
-                f"padding must be one of {', '.join(PADDINGS)}, an integer or one integer or "
-                f"(lo, hi) pair per spatial axis, got {padding!r}"
-            )
+            raise ValueError(f"padding must be {rule}, got {padding!r}")
         return padding.lower()
     if not is_sequence(padding):
-        return ((integer("padding", padding),) * 2,) * rank
+        return ((integer("padding", padding, rule=rule),) * 2,) * rank
     if len(padding) != rank:
         raise ValueError(
             f"padding must have {_count(rank, 'entry', 'entries')}, one integer or (lo, hi) pair "

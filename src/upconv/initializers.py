@@ -66,7 +66,7 @@ def compute_fans(
       `(fan_in, fan_out)`. TensorFlow and Keras swap the two for this layer, and ignore its strides.
 
     Raises:
-      TypeError: if strides or groups are not integers.
+      TypeError: if the shape is no sequence, or strides or groups are not integers.
       ValueError: for a scalar or empty shape, strides of the wrong number or below 1, or groups
         that do not divide `c_in`.
 
@@ -75,8 +75,10 @@ def compute_fans(
     >>> compute_fans((5, 5, 64, 128), strides=2)
     (1152, 1600)
     """
-    if 0 in shape:
-        raise ValueError(f"shape must not hold 0, which has no fans, got {tuple(shape)}")
+    if not geometry.is_sequence(shape):
+        raise TypeError(f"shape must be a sequence of sizes, got {shape!r}")
+    if any(n < 1 for n in shape):
+        raise ValueError(f"shape must hold sizes above 0, as others have no fans, got {shape}")
     if len(shape) == 1:
         return shape[0], shape[0]
     if not shape:
@@ -217,7 +219,9 @@ def bilinear(strides: int | Sequence[int], *, groups: int = 1) -> Initializer:
     return Bilinear(strides, groups)
 
 
-def icnr(strides: int | Sequence[int], initializer: Initializer | None = None) -> Initializer:
+def icnr(
+    strides: int | Sequence[int], initializer: Initializer | None = None, *, groups: int = 1
+) -> Initializer:
     """Repeats every tap `strides` times, so that a new layer upsamples by nearest neighbours.
 
     The output of the layer is then constant on blocks of `strides` pixels and has no checkerboard
@@ -227,21 +231,22 @@ def icnr(strides: int | Sequence[int], initializer: Initializer | None = None) -
 
     Args:
       strides: of the layer, an integer or one per spatial axis.
-      initializer: draws the kernel of `kernel_size / strides` taps; `he_normal()` by default. It is
-        to be told no strides: those taps all meet in each pixel.
+      initializer: draws the kernel of `kernel_size / strides` taps, as of a layer without strides;
+        `he_normal(groups=groups)` by default.
+      groups: of the layer, for that default.
 
     Returns:
       The initializer.
 
     Raises:
-      TypeError: if the strides are not integers.
+      TypeError: if strides or groups are not integers.
       ValueError: (when called) if the kernel size is no multiple of the strides.
 
     >>> kernel = icnr(2)(jax.random.key(0), (4, 3, 5))
     >>> bool((kernel[0] == kernel[1]).all()), bool((kernel[1] == kernel[2]).any())
     (True, False)
     """
-    return ICNR(strides, he_normal() if initializer is None else initializer)
+    return ICNR(strides, he_normal(groups=groups) if initializer is None else initializer)
 
 
 Mode = Literal["fan_in", "fan_out", "fan_avg"]
@@ -527,6 +532,16 @@ def _tent(size: int, stride: int) -> np.ndarray:
         )
     distance = np.abs(np.arange(size) - (size - 1) / 2)
     return np.maximum(1 - distance / stride, 0)
+
+
+def check_strides(name: str, initializer: Any, strides: tuple[int, ...]) -> None:
+    """Raises a ValueError for an initializer that was told of other strides than a layer has."""
+    if isinstance(initializer, VarianceScaling | Bilinear | ICNR):
+        told = geometry.per_axis(f"strides of {name}", initializer.strides, len(strides))
+        if initializer.strides != 1 and told != strides:
+            raise ValueError(
+                f"{name} must be for the layer's strides {strides}, got {initializer!r}"
+            )
 
 
 def _store_strides(record: Any) -> None:

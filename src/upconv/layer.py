@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
 from upconv import functional, geometry
-from upconv.initializers import Initializer, glorot_uniform
+from upconv.errors import noted
+from upconv.initializers import Initializer, check_strides, glorot_uniform
 from upconv.rules import Constraint, Regularizer, Rule, check_callable
 
 __all__ = ["Activation", "Ints", "Layer", "Parameter"]
@@ -44,11 +45,8 @@ class Parameter(NamedTuple):
           TypeError: if it is no array but a function, which an initializer's maker gives.
           ValueError: if it has another shape or dtype than it was asked for.
         """
-        try:
+        with noted(f"in the {self.name}_initializer, {self.initializer!r}, for {self.shape}"):
             value = self.initializer(key, self.shape, dtype)
-        except Exception as error:
-            error.add_note(f"in {self.name}_initializer={self.initializer!r}, called for {self.shape}")
-            raise
         dtype = jax.dtypes.canonicalize_dtype(dtype)
         array = unboxed(value)
         if callable(array):
@@ -125,7 +123,15 @@ class Layer:
         )
         if bias is not None:
             outputs = functional.add_bias(outputs, bias, self.channel_axis)
-        return outputs if self.activation is None else _activation(self.activation)(outputs)
+        if self.activation is None:
+            return outputs
+        activated = _activation(self.activation)(outputs)
+        if jnp.shape(activated) != outputs.shape:
+            raise ValueError(
+                f"activation must keep the shape {outputs.shape}, got {jnp.shape(activated)} from "
+                f"{self.activation!r}"
+            )
+        return activated
 
     def activity_loss(self, outputs: jax.Array) -> jax.Array | None:
         """The penalty on the outputs divided by the batch size; `None` without a regularizer."""
@@ -242,6 +248,7 @@ class Layer:
             "output_padding": output_padding,
             "dilation_rate": geometry.per_axis("dilation_rate", self.dilation_rate, rank),
         }
+        check_strides("kernel_initializer", self.kernel_initializer, fields["strides"])
         geometry.transposed(  # raises if they do not go together
             (LONG,) * rank, **{k: v for k, v in fields.items() if k != "filters"}
         )
@@ -282,6 +289,7 @@ def _activation(activation: Activation | str) -> Activation:
         if activation.startswith("_") or not callable(named):
             functions = [name for name in dir(jax.nn) if callable(getattr(jax.nn, name))]
             near = difflib.get_close_matches(activation.lower(), functions)
+            near = [None] if activation.lower() == "linear" else near
             hint = f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
             raise ValueError(
                 f"activation must be callable, None or the name of a function in jax.nn, got "
@@ -304,7 +312,9 @@ def _floating(name: str, value: Any) -> jnp.dtype:
             raise TypeError
         dtype = jnp.dtype(value)
     except TypeError:
-        raise TypeError(f"{name} must be a dtype, got {value!r}") from None
+        raise TypeError(
+            f"{name} must be a dtype or the name of one, such as 'bfloat16', got {value!r}"
+        ) from None
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"{name} must be a floating-point dtype, got {value!r}")
     return dtype

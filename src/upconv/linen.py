@@ -17,12 +17,12 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax import struct
 from flax.core import meta
 from flax.linen import kw_only_dataclasses
 from jax.typing import ArrayLike, DTypeLike
 
 from upconv import flax_layer, geometry
+from upconv.errors import shown
 from upconv.initializers import Initializer
 from upconv.layer import FIELDS, Activation, Ints, Layer, Parameter, collection
 from upconv.rules import Constraint, Regularizer, Rule, named_leaves, total
@@ -185,7 +185,9 @@ class _ConvTranspose(nn.Module):
         if self.has_variable(self._collection, "kernel"):
             kernel = meta.unbox(self.get_variable(self._collection, "kernel"))
             if kernel.ndim == layer.rank + 2:  # else it is one of a stack
-                layer.check_channels(c_in, kernel.shape[-1], repr(self.scope_name))
+                owner = repr(self.scope_name) if self.path else f"this {type(self).__name__}"
+                owner = f"{owner}, of shape {kernel.shape},"
+                layer.check_channels(c_in, kernel.shape[-1], owner)
 
 
 class Conv1DTranspose(_ConvTranspose):
@@ -390,7 +392,9 @@ def rules(
     layers_0/kernel MaxNorm(max_value=2.0, axis=0)
     """
     if not isinstance(module, nn.Module):
-        raise TypeError(f"module must be an instance of flax.linen.Module, got {module!r}")
+        raise TypeError(
+            f"module must be an instance of flax.linen.Module, got {shown(module)}"
+        )
     rngs = jax.random.key(0) if rngs is None else rngs
     leaves, treedef = jax.tree.flatten((example_inputs, kwargs))
     # Only arrays can be made abstract; flags and the like must keep their values.
@@ -409,7 +413,8 @@ def rules(
         raise ValueError(
             f"rules cannot be collected from {type(module).__name__}: something in it reads the "
             "parameters of a layer, beside the layer itself, and finds them in boxes with their "
-            "rules; write the rules by hand"
+            f"rules ({type(error).__name__}: {str(error).partition(chr(10))[0]}); write the rules "
+            "by hand"
         ) from error
     boxes = named_leaves(variables.get("params", {}), _is_box)
     return {path: box.rule for path, box in boxes if _is_box(box)}
@@ -439,24 +444,25 @@ def losses(variables: Mapping[str, Any]) -> jax.Array:
     True
     """
     if not isinstance(variables, Mapping):
-        raise TypeError(f"variables must be a mapping of collections, got {variables!r}")
+        raise TypeError(f"variables must be a mapping of collections, got {shown(variables)}")
     sown = [path.rpartition("/")[2] for path, _ in named_leaves(variables)]
     if set(sown) == {"activity"} and "losses" not in variables:
         raise ValueError("variables must hold the collection 'losses', got what is in it")
     return total(map(jnp.sum, jax.tree.leaves(variables.get("losses", {}))))
 
 
-class _RuleBox(struct.PyTreeNode, meta.AxisMetadata):
+@dataclasses.dataclass(frozen=True)
+class _RuleBox(meta.AxisMetadata):
     """A parameter with its rule. Flax tells it which axes lifted transformations stack."""
 
     value: Any
-    rule: Rule = struct.field(pytree_node=False)
+    rule: Rule
 
     def unbox(self) -> Any:
         return self.value
 
     def replace_boxed(self, val: Any) -> _RuleBox:
-        return self.replace(value=val)
+        return dataclasses.replace(self, value=val)
 
     def add_axis(self, index: int, params: Mapping[Any, Any]) -> _RuleBox:
         return self._with_axes((*self.rule.stacked_axes, index))
@@ -465,7 +471,15 @@ class _RuleBox(struct.PyTreeNode, meta.AxisMetadata):
         return self._with_axes(self.rule.stacked_axes[:-1])
 
     def _with_axes(self, axes: tuple[int, ...]) -> _RuleBox:
-        return self.replace(rule=dataclasses.replace(self.rule, stacked_axes=axes))
+        return dataclasses.replace(self, rule=dataclasses.replace(self.rule, stacked_axes=axes))
+
+
+# `nn.SpectralNorm` takes every key of a parameter's path for a dictionary's.
+jax.tree_util.register_pytree_with_keys(
+    _RuleBox,
+    lambda box: (((jax.tree_util.DictKey("value"), box.value),), box.rule),
+    lambda rule, values: _RuleBox(*values, rule),
+)
 
 
 def _is_box(node: Any) -> bool:

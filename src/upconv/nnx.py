@@ -35,6 +35,7 @@ from flax.nnx.nn import dtypes
 from jax.typing import ArrayLike, DTypeLike
 
 from upconv import flax_layer, geometry
+from upconv.errors import shown
 from upconv.initializers import Initializer
 from upconv.layer import Activation, Ints, Layer, Parameter
 from upconv.rules import Constraint, Regularizer, Rule, named_leaves, total
@@ -132,6 +133,11 @@ class _ConvTranspose(nnx.Module):
             raise ValueError(
                 f"groups must divide in_features, got groups={groups}, in_features={in_features}"
             )
+        if not isinstance(rngs, nnx.Rngs):
+            raise TypeError(f"rngs must be an nnx.Rngs, got {shown(rngs)}")
+        for name, metadata in (("kernel", kernel_metadata), ("bias", bias_metadata)):
+            if not isinstance(metadata, Mapping):
+                raise TypeError(f"{name}_metadata must be a mapping, got {metadata!r}")
         declared = self.config.parameters(self.in_features)
         self.kernel = self._variable(declared["kernel"], kernel_metadata, rngs)
         self.bias = nnx.data(None)
@@ -416,7 +422,7 @@ def rules(module: nnx.Module, wrt: Any = nnx.Param) -> dict[str, Rule]:
     """
     _check_module(module)
     if hasattr(wrt, "shape") and not isinstance(wrt, type):
-        raise TypeError("wrt must be a filter of nnx, got an array: rules takes no example inputs")
+        raise TypeError("wrt must be a filter of nnx, got an array: no example inputs are needed")
     declared: dict[int, list[Parameter]] = {}
     for _, layer in nnx.iter_modules(module):
         if isinstance(layer, _ConvTranspose):
@@ -461,7 +467,7 @@ def losses(module: nnx.Module) -> jax.Array:
 
 def _check_module(module: Any) -> None:
     if not isinstance(module, nnx.Module):
-        raise TypeError(f"module must be an instance of flax.nnx.Module, got {module!r}")
+        raise TypeError(f"module must be an instance of flax.nnx.Module, got {shown(module)}")
 
 
 def _stacked(parameter: Parameter, path: str, shape: tuple[int, ...]) -> Rule:

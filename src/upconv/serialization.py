@@ -64,7 +64,8 @@ def to_config(layer: Any, *, custom_objects: CustomObjects | None = None) -> dic
     Args:
       layer: a `Conv1DTranspose`, `Conv2DTranspose` or `Conv3DTranspose` of `upconv.linen` or
         `upconv.nnx`. The metadata of an nnx layer's variables is not written.
-      custom_objects: names for callables that are not this package's or JAX's.
+      custom_objects: names for callables that are not this package's or JAX's: for the very
+        objects, not for what equals them.
 
     Returns:
       A new dictionary with `"version"`, `"class"` and an entry for every argument.
@@ -84,6 +85,7 @@ def to_config(layer: Any, *, custom_objects: CustomObjects | None = None) -> dic
             f"layer must be one of {', '.join(_LAYERS)}, got {type(layer).__module__}."
             f"{type(layer).__qualname__}"
         )
+    custom = _checked(custom_objects)
     config: dict[str, Any] = {"version": VERSION, "class": kind}
     if kind.startswith("upconv.nnx"):
         config["in_features"] = layer.in_features
@@ -95,7 +97,7 @@ def to_config(layer: Any, *, custom_objects: CustomObjects | None = None) -> dic
         if name in _DTYPES:
             config[name] = None if value is None else jnp.dtype(value).name
         else:
-            config[name] = _encode(name, value, custom_objects or {})
+            config[name] = _encode(name, value, custom)
     return config
 
 
@@ -155,11 +157,18 @@ def from_config(
             f"rngs must be given for a layer of upconv.nnx and for no other, got rngs={rngs!r} "
             f"for {config['class']}"
         )
-    arguments = {name: _decode(name, value, custom_objects or {}) for name, value in given.items()}
+    custom = _checked(custom_objects)
+    arguments = {name: _decode(name, value, custom) for name, value in given.items()}
     for name in _DTYPES:
         if isinstance(arguments.get(name), str):
             arguments[name] = _dtype(name, arguments[name])
     return cls(**arguments, **({"rngs": rngs} if stateful else {}))
+
+
+def _checked(custom_objects: Any) -> CustomObjects:
+    if custom_objects is not None and not isinstance(custom_objects, Mapping):
+        raise TypeError(f"custom_objects must map names to callables, got {custom_objects!r}")
+    return custom_objects or {}
 
 
 def _encode(name: str, value: Any, custom: CustomObjects) -> Any:
@@ -185,6 +194,7 @@ def _encode(name: str, value: Any, custom: CustomObjects) -> Any:
         if called and _function(f"{path}.{called}") is value:
             return {"function": f"{path}.{called}"}
     made = str(getattr(value, "__module__", "")).startswith("jax")
+    made &= "initializer" in name
     hint = "; upconv.initializers has JAX's as objects, he_normal() for one" if made else ""
     raise ValueError(
         f"{name} must be an object of upconv's own, a function of {', '.join(_FUNCTIONS)}, or one "

@@ -7,9 +7,8 @@ parameters. They hold no state and work under `jax.jit`.
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -17,8 +16,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from upconv.errors import noted, shown
 from upconv.records import at_least_float32
-from upconv.rules import Rule, Rules, named_leaves, total
+from upconv.rules import Constraint, Rule, Rules, named_leaves, total
 
 __all__ = ["add_regularization", "penalty", "project", "with_rules"]
 
@@ -125,7 +125,8 @@ def project(rules: Rules) -> optax.GradientTransformation:
         with jax.numpy_dtype_promotion("standard"):  # whatever the parameters are held to
             dtype = jnp.promote_types(update.dtype, param.dtype)
         param = at_least_float32(param)
-        allowed = _constrained(path, rule, param + at_least_float32(update))
+        wanted = param + at_least_float32(update)
+        allowed = _constrained(path, rule, rule.constraint, wanted)
         return (allowed - param).astype(dtype)
 
     return _per_parameter(rules, constrain)
@@ -173,9 +174,10 @@ def with_rules(
     [0.0, 3.0]
     """
     if not isinstance(optimizer, optax.GradientTransformation):
+        wrapper = "wrappers such as optax.MultiSteps go round with_rules"
+        hint = "call it first" if callable(optimizer) else wrapper
         raise TypeError(
-            f"optimizer must be an optax.GradientTransformation, got {optimizer!r}; wrappers such "
-            "as optax.MultiSteps go round with_rules"
+            f"optimizer must be an optax.GradientTransformation, got {shown(optimizer)}; {hint}"
         )
     return optax.chain(add_regularization(rules), optimizer, project(rules))
 
@@ -190,6 +192,10 @@ def _per_parameter(
         # optax.tree.map_params calls this with a placeholder that holds no parameters.
         if jax.tree.leaves(params):
             _check_matches(rules, params)
+        # A rule that does not fit its parameter fails here, and not within the first step.
+        for path, param in named_leaves(params, _is_hole):
+            if not _is_hole(param) and path in rules:
+                jax.eval_shape(partial(act, path, rules[path]), param, param)
         return optax.EmptyState()
 
     def update(
@@ -202,11 +208,22 @@ def _per_parameter(
         def act_on(path: str, update: Any, param: Any) -> Any:
             if path not in rules or _is_hole(update) or _is_hole(param):
                 return update
-            return act(path, rules[path], jnp.asarray(update), jnp.asarray(param))
+            update, param = jnp.asarray(update), jnp.asarray(param)
+            if update.shape != param.shape:
+                raise ValueError(
+                    f"updates must have the shapes of params, got {update.shape} for {path!r}, "
+                    f"which has {param.shape}"
+                )
+            return act(path, rules[path], update, param)
 
         structure = jax.tree.structure(updates, is_leaf=_is_hole)
-        paths = jax.tree.unflatten(structure, [path for path, _ in named_leaves(updates, _is_hole)])
-        return jax.tree.map(act_on, paths, updates, params), state
+        with noted("updates must have the structure of params"):
+            matching = structure.flatten_up_to(params)
+        acted = [
+            act_on(path, update, param)
+            for (path, update), param in zip(named_leaves(updates, _is_hole), matching, strict=True)
+        ]
+        return structure.unflatten(acted), state
 
     return optax.GradientTransformation(init, update)
 
@@ -218,7 +235,7 @@ def _regularizer_value(path: str, rule: Rule, param: jax.Array) -> jax.Array:
         return jnp.zeros((), jnp.float32)
 
     def value(x: jax.Array) -> jax.Array:
-        with _noted(f"in the regularizer of {path!r}"):
+        with noted(f"in the regularizer of {path!r}"):
             result = at_least_float32(regularizer(x))
         if result.shape != ():
             raise ValueError(
@@ -230,14 +247,11 @@ def _regularizer_value(path: str, rule: Rule, param: jax.Array) -> jax.Array:
     return jnp.sum(_per_slice(value, path, rule, at_least_float32(param), keep=False))
 
 
-def _constrained(path: str, rule: Rule, param: jax.Array) -> jax.Array:
+def _constrained(path: str, rule: Rule, constraint: Constraint, param: jax.Array) -> jax.Array:
     """The parameter after its constraint, which acts on each slice of a stacked one."""
-    constraint = rule.constraint
-    if constraint is None:
-        return param
 
     def allowed(x: jax.Array) -> jax.Array:
-        with _noted(f"in the constraint of {path!r}"):
+        with noted(f"in the constraint of {path!r}, {constraint!r}"):
             result = jnp.asarray(constraint(x))
         if (result.shape, result.dtype) != (x.shape, x.dtype):
             raise ValueError(
@@ -266,16 +280,6 @@ def _per_slice(
     return f(param)
 
 
-@contextlib.contextmanager
-def _noted(where: str) -> Iterator[None]:
-    """Adds to an error from within where it came from."""
-    try:
-        yield
-    except Exception as error:
-        error.add_note(where)
-        raise
-
-
 def _is_hole(node: Any) -> bool:
     """Whether a parameter, or a whole subtree, was left out of a tree by masking."""
     return node is None or isinstance(node, optax.MaskedNode)
@@ -284,10 +288,14 @@ def _is_hole(node: Any) -> bool:
 def _checked(rules: Rules) -> dict[str, Rule]:
     """A copy, so that what the caller does to the mapping later changes nothing."""
     if not isinstance(rules, Mapping):
-        raise TypeError(f"rules must be a mapping from parameter paths to Rule, got {rules!r}")
+        raise TypeError(
+            f"rules must be a mapping from parameter paths to Rule, got {shown(rules)}"
+        )
     for path, rule in rules.items():
         if not isinstance(path, str) or not isinstance(rule, Rule):
-            raise TypeError(f"rules must map strings to upconv.rules.Rule, got {path!r}: {rule!r}")
+            raise TypeError(
+                f"rules must map strings to upconv.rules.Rule, got {path!r}: {shown(rule)}"
+            )
     return dict(rules)
 
 

@@ -1,0 +1,32 @@
+"""What errors say of where they arose and of what was received."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+# A longer value is shown by its type: models and arrays would fill pages.
+LONGEST = 80
+
+
+@contextlib.contextmanager
+def noted(where: str) -> Iterator[None]:
+    """Adds to an error from within where it came from."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(where)
+        raise
+
+
+def shown(value: Any) -> str:
+    """A value as a message has it.
+
+    >>> shown([1, 2]), shown(list(range(100)))
+    ('[1, 2]', 'an instance of builtins.list')
+    """
+    text = repr(value)
+    if len(text) <= LONGEST and "\n" not in text:
+        return text
+    return f"an instance of {type(value).__module__}.{type(value).__qualname__}"
