@@ -680,7 +680,8 @@ def test_rules_within_a_norm_of_the_kernel(rng: np.random.Generator) -> None:
     x = images(rng)
     params = model.init(KEY, x, update_stats=False)["params"]
     declared = rules(model, x, update_stats=False)
-    assert declared and declared.keys() <= {path for path, _ in named_leaves(params)}
+    assert declared
+    assert declared.keys() <= {path for path, _ in named_leaves(params)}
 
 
 def test_regularized_and_constrained_training(rng: np.random.Generator) -> None:

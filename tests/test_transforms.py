@@ -473,10 +473,9 @@ def test_errors_within_rules_say_whose_they_are() -> None:
     axis = MaxNorm(axis=1)  # of a bias
     for rule, what in ((Rule(None, axis), "constraint"), (Rule(axis), "regularizer")):
         optimizer = with_rules(optax.sgd(0.1), {"up/bias": rule})
-        for act in (optimizer.init, lambda p: optimizer.update(p, (), p)):
-            with pytest.raises(ValueError, match=r"axis must name .*, got 1 for \(3,\)") as info:
-                act(params)
-            assert any(f"in the {what} of 'up/bias'" in note for note in info.value.__notes__)
+        with pytest.raises(ValueError, match=r"axis must name .*, got 1 for \(3,\)") as info:
+            optimizer.init(params)
+        assert any(f"in the {what} of 'up/bias'" in note for note in info.value.__notes__)
 
 
 def test_updates_that_do_not_fit() -> None:
@@ -486,7 +485,7 @@ def test_updates_that_do_not_fit() -> None:
     state = optimizer.init(params)
     with pytest.raises(ValueError, match=r"updates .*, got \(3,\) for 'up/kernel', .* \(2, 3\)"):
         optimizer.update({"up": {"kernel": jnp.ones(3), "bias": jnp.ones(3)}}, state, params)
-    with pytest.raises(ValueError, match="") as info:
+    with pytest.raises(ValueError, match=r"(?i)structure|arity|children") as info:
         optimizer.update({"up": {"kernel": jnp.ones((2, 3))}}, state, params)
     assert "updates must have the structure of params" in info.value.__notes__
 

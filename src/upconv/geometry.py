@@ -112,9 +112,7 @@ def full_length(n: Size, span: int, s: int) -> Size:
 # ------------------------------------------------------------------ arguments, made canonical
 
 
-def integer(
-    name: str, value: Any, *, minimum: int | None = None, rule: str = "an integer"
-) -> int:
+def integer(name: str, value: Any, *, minimum: int | None = None, rule: str = "an integer") -> int:
     """`value` as an int, or an error that names it and the rule."""
     try:
         if isinstance(value, bool):

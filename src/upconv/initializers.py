@@ -487,7 +487,19 @@ class Bilinear:
 
 @dataclass(frozen=True)
 class ICNR:
-    """The initializer that `icnr` gives: see there for its arguments and errors."""
+    """The initializer that `icnr` gives: every tap repeated `strides` times.
+
+    Args:
+      strides: of the layer, an integer or one per spatial axis.
+      initializer: draws the kernel of `kernel_size / strides` taps.
+
+    Raises:
+      TypeError: if the strides are not integers, or the initializer cannot be called.
+      ValueError: (when called) if the kernel size is no multiple of the strides.
+
+    >>> ICNR(2, Constant(0.5))(jax.random.key(0), (4, 3, 5)).shape
+    (4, 3, 5)
+    """
 
     strides: int | Sequence[int]
     initializer: Initializer = field(default_factory=he_normal)

@@ -392,9 +392,7 @@ def rules(
     layers_0/kernel MaxNorm(max_value=2.0, axis=0)
     """
     if not isinstance(module, nn.Module):
-        raise TypeError(
-            f"module must be an instance of flax.linen.Module, got {shown(module)}"
-        )
+        raise TypeError(f"module must be an instance of flax.linen.Module, got {shown(module)}")
     rngs = jax.random.key(0) if rngs is None else rngs
     leaves, treedef = jax.tree.flatten((example_inputs, kwargs))
     # Only arrays can be made abstract; flags and the like must keep their values.

@@ -288,9 +288,7 @@ def _is_hole(node: Any) -> bool:
 def _checked(rules: Rules) -> dict[str, Rule]:
     """A copy, so that what the caller does to the mapping later changes nothing."""
     if not isinstance(rules, Mapping):
-        raise TypeError(
-            f"rules must be a mapping from parameter paths to Rule, got {shown(rules)}"
-        )
+        raise TypeError(f"rules must be a mapping from parameter paths to Rule, got {shown(rules)}")
     for path, rule in rules.items():
         if not isinstance(path, str) or not isinstance(rule, Rule):
             raise TypeError(
