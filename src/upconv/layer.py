@@ -288,7 +288,7 @@ def _activation(activation: Activation | str) -> Activation:
         named = getattr(jax.nn, activation, None)
         if activation.startswith("_") or not callable(named):
             functions = [name for name in dir(jax.nn) if callable(getattr(jax.nn, name))]
-            near = difflib.get_close_matches(activation.lower(), functions)
+            near: Sequence[str | None] = difflib.get_close_matches(activation.lower(), functions)
             near = [None] if activation.lower() == "linear" else near
             hint = f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
             raise ValueError(

@@ -217,13 +217,10 @@ def _per_parameter(
             return act(path, rules[path], update, param)
 
         structure = jax.tree.structure(updates, is_leaf=_is_hole)
+        paths = jax.tree.unflatten(structure, [path for path, _ in named_leaves(updates, _is_hole)])
         with noted("updates must have the structure of params"):
-            matching = structure.flatten_up_to(params)
-        acted = [
-            act_on(path, update, param)
-            for (path, update), param in zip(named_leaves(updates, _is_hole), matching, strict=True)
-        ]
-        return structure.unflatten(acted), state
+            jax.tree.map(lambda *_: None, paths, params)
+        return jax.tree.map(act_on, paths, updates, params), state
 
     return optax.GradientTransformation(init, update)
 
