@@ -142,6 +142,24 @@ def test_our_own_drop_ins_are_flax_too(rng: np.random.Generator) -> None:
     assert_close(module.apply(ours, x), stateful(x))
 
 
+@pytest.mark.parametrize("transpose", [False, True])
+def test_same_lower_of_flax_goes_without_strides(transpose: bool, rng: Any) -> None:
+    layer = flax_linen.ConvTranspose(4, (4, 3), padding="SAME_LOWER", transpose_kernel=transpose)
+    x = normal(rng, 2, 5, 4, 6)
+    variables = layer.init(jax.random.key(0), x)
+    module, ours = interop.from_flax(layer, variables)
+    assert_close(module.apply(ours, x), layer.apply(variables, x))
+    with pytest.raises(ValueError, match=r"jax\.lax go without strides; got 'SAME_LOWER' with st"):
+        interop.from_flax(layer.clone(strides=2), variables)
+
+
+def test_a_kernel_size_of_flax_may_be_an_array() -> None:
+    kernel = np.ones((3, 2, 4, 6), np.float32)
+    config = {"features": 4, "kernel_size": np.array([3, 2]), "transpose_kernel": True}
+    module, _ = interop.from_flax(config | {"use_bias": False}, {"kernel": kernel})
+    assert module.kernel_size == (3, 2)
+
+
 def test_a_partitioned_flax_kernel_is_taken_out_of_its_box(rng: np.random.Generator) -> None:
     init = flax_linen.with_partitioning(flax_linen.initializers.lecun_normal(), (None, None, None))
     layer = flax_linen.ConvTranspose(4, (3,), kernel_init=init)
@@ -686,7 +704,7 @@ PARAMS = {"params": {"kernel": KERNEL, "bias": BIAS}}
             (FLAX | {"preferred_element_type": jnp.float32}, PARAMS),
             "preferred_element_type is not in this package's layer",
         ),
-        ("Flax", (FLAX | {"features": 5}, PARAMS), "kernel must have kernel_size=.*features=5"),
+        ("Flax", (FLAX | {"features": 5}, PARAMS), r"kernel must have the shape \(3, 5, 6\)"),
         ("Flax", (FLAX | {"padding": "CAUSAL"}, PARAMS), "padding must be 'SAME', 'VALID', 'CIRC"),
         ("Flax", (FLAX | {"rate": 1}, PARAMS), r"layer has \['rate'\]"),
         ("Flax", (FLAX | {"in_features": 5}, PARAMS), r"kernel must have in_features=5, got .*6\)"),

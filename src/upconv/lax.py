@@ -81,6 +81,9 @@ def conv_transpose(
     functional.check_array("lhs", lhs)
     functional.check_array("rhs", rhs)
     lhs, rhs = jnp.asarray(lhs), jnp.asarray(rhs)
+    for name, operand in (("lhs", lhs), ("rhs", rhs)):
+        if not jnp.issubdtype(operand.dtype, jnp.number):
+            raise TypeError(f"{name} must hold numbers, got dtype {operand.dtype}")
     rank = lhs.ndim - 2
     if rhs.ndim != lhs.ndim or not 1 <= rank <= 3:
         raise ValueError(
@@ -145,9 +148,11 @@ def crops(
                 raise ValueError
             pads = jax.lax.padtype_to_pads((1,) * rank, span, strides, padding)
         except (RuntimeError, ValueError):
+            # The others have no such argument.
+            without = "" if others else " and without use_consistent_padding"
             raise ValueError(
                 f"padding must be 'SAME', 'VALID', {others}or one (lo, hi) pair per spatial axis; "
-                "the other names of jax.lax go without strides and without use_consistent_padding; "
+                f"the other names of jax.lax go without strides{without}; "
                 f"got {padding!r} with strides {strides}"
             ) from None
     pads = cast("geometry.Pads", geometry.canonical_padding(pads, rank))
