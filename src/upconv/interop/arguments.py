@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -51,7 +52,7 @@ def check_drop(drop: Collection[str], allowed: Collection[str], peer: str) -> No
     unknown = set(drop) - set(allowed)
     if unknown:
         raise ValueError(
-            f"drop may name {', '.join(sorted(allowed))} with {peer}, got {sorted(unknown)}"
+            f"drop may only name {', '.join(sorted(allowed))} with {peer}, got {sorted(unknown)}"
         )
 
 
@@ -62,12 +63,30 @@ def check_keys(
     required: Collection[str] = (),
     hint: str = "",
 ) -> None:
-    """Raises a ValueError if the dictionary has an unknown key, or lacks a required one."""
+    """Raises a ValueError if the dictionary has an unknown key, or lacks a required one.
+
+    Args:
+      name: what the caller calls the dictionary.
+      value: the dictionary.
+      known: the keys that it may have.
+      required: those that it must have.
+      hint: ends the message, which otherwise ends with what may have been meant.
+    """
     unknown, lacking = value.keys() - set(known), set(required) - value.keys()
     if unknown:
-        raise ValueError(f"{name} has {sorted(unknown)}, which is unknown here{hint}")
+        raise ValueError(
+            f"{name} has unknown keys {sorted(unknown)}{hint or meant(unknown, known)}"
+        )
     if lacking:
         raise ValueError(f"{name} lacks {sorted(lacking)}, got {sorted(value)}{hint}")
+
+
+def meant(unknown: Collection[str], known: Collection[str]) -> str:
+    """The end of a message on unknown names: the known ones that are like them, or all of them."""
+    near = [match for key in sorted(unknown) for match in difflib.get_close_matches(key, known, 1)]
+    if near:
+        return f"; did you mean {' and '.join(map(repr, dict.fromkeys(near)))}?"
+    return f"; known are {', '.join(sorted(known)) or 'none'}"
 
 
 def check_parameters(name: str, value: Mapping[str, Any], expected: Collection[str]) -> None:
@@ -84,6 +103,18 @@ def mapping(name: str, value: Any) -> Mapping[str, Any]:
         if not isinstance(key, str):
             raise TypeError(f"{name} must have strings for keys, got {key!r}")
     return value
+
+
+def config_with_weights(layer: Any, getter: str) -> Mapping[str, Any]:
+    """Returns `layer`, a config to which weights were given; raises an error for anything else.
+
+    Args:
+      layer: what was given.
+      getter: the method by which layers of that library, which are no configs, return their own.
+    """
+    if hasattr(layer, getter):
+        raise ValueError("weights must not be given with a layer, which has its own")
+    return mapping("layer", layer)
 
 
 def sequence(name: str, value: Any) -> Sequence[Any]:
