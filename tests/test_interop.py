@@ -932,9 +932,10 @@ def test_onnx_crops_by_its_own_formula(auto_pad: str, case: int, rng: np.random.
 
 def test_onnx_nodes_are_read_by_their_fields() -> None:
     """A protocol buffer has an empty field for each type that an attribute has not."""
-    fields = {"i": 0, "s": b"", "ints": []}
+    fields = {"i": 0, "s": b"", "ints": [], "ref_attr_name": ""}
     node = SimpleNamespace(
         op_type="ConvTranspose",
+        domain="ai.onnx",
         input=["X", "W"],
         attribute=[
             SimpleNamespace(**fields | {"name": "group", "type": 2, "i": 2}),
@@ -954,15 +955,33 @@ def test_onnx_nodes_are_read_by_their_fields() -> None:
     with pytest.raises(ValueError, match=r"the node's inputs after X, \['W', 'B'\], got 1 arrays"):
         interop.from_onnx(node, weights[:1])
     assert interop.from_onnx(node, weights)[0].use_bias
-    node.op_type = "Conv"
-    with pytest.raises(ValueError, match="node must be a ConvTranspose, got 'Conv'"):
-        interop.from_onnx(node, [np.ones((6, 2, 3, 4), np.float32)])
+    for field, value, message in [
+        ("ref_attr_name", "step", "strides must stand in the node, got a reference to 'step' of t"),
+        ("type", 6, "strides must be an integer, integers or a string, got the type 6"),
+        ("name", "step", r"lacks: \['step'\]"),
+    ]:
+        attribute = SimpleNamespace(**vars(node.attribute[2]) | {field: value})
+        broken = SimpleNamespace(**vars(node) | {"attribute": [attribute]})
+        with pytest.raises(ValueError, match=message):
+            interop.from_onnx(broken, weights)
+    node.domain = "com.microsoft"
+    message = "ConvTranspose of ONNX's own, got 'ConvTranspose' of the domain 'com.microsoft'"
+    with pytest.raises(ValueError, match=message):
+        interop.from_onnx(node, weights)
+    node.op_type, node.domain = "Conv", ""
+    with pytest.raises(ValueError, match=r"be a ConvTranspose of ONNX's own, got 'Conv'$"):
+        interop.from_onnx(node, weights)
 
 
 @pytest.mark.parametrize(
     ("attributes", "weights", "message"),
     [
-        ({"stride": [2]}, [KERNEL], r"attributes that ConvTranspose lacks: \['stride'\]"),
+        ({"stride": [2]}, [KERNEL], r"ConvTranspose lacks: \['stride'\]; did you mean 'strides'\?"),
+        (
+            {"rate": 2},
+            [KERNEL],
+            r"lacks: \['rate'\]; known are auto_pad, dilations, group, kernel_sh",
+        ),
         ({}, [], r"weights must be \[W\] or \[W, B\], got 0 arrays"),
         ({}, [KERNEL[0]], "W must have 1 to 3 spatial axes"),
         ({"kernel_shape": [4]}, [KERNEL], r"kernel_shape must be that of W, \(6,\), got \(4,\)"),
@@ -977,6 +996,12 @@ def test_onnx_nodes_are_read_by_their_fields() -> None:
             "input_shape must be .* as output_shape is given, got None",
         ),
         ({"group": 2}, [KERNEL], "groups must divide the 3 input channels, got 2"),
+        ({"group": 0}, [KERNEL], "^group must be at least 1, got 0"),
+        (
+            {},
+            [np.ones((1, 7, 5), "f4"), KERNEL],
+            r"B must have the shape \(7,\), got \(3, 4, 6\): weights are W and B, without X",
+        ),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )

@@ -83,6 +83,22 @@ def test_there_are_no_other_cases(cases: dict[str, Any]) -> None:
         check(cases[name])
 
 
+def test_attributes_that_a_node_cannot_have(import_peer: Callable[[str], ModuleType]) -> None:
+    onnx, weights = import_peer("onnx"), [np.ones((6, 3, 3), np.float32)]
+    node = onnx.helper.make_node("ConvTranspose", ["X", "W"], ["Y"], strides=[2.0])
+    with pytest.raises(ValueError, match=r"strides must be an integer, .* got the type 6 of onnx"):
+        from_onnx(node, weights)
+    node = onnx.helper.make_node("ConvTranspose", ["X", "W"], ["Y"], group=1)
+    node.attribute[0].ref_attr_name = "groups"
+    with pytest.raises(ValueError, match=r"group must stand in the node, got a .* 'groups' of the"):
+        from_onnx(node, weights)
+    for domain in ("", "ai.onnx"):
+        from_onnx(onnx.helper.make_node("ConvTranspose", ["X", "W"], ["Y"], domain=domain), weights)
+    node = onnx.helper.make_node("ConvTranspose", ["X", "W"], ["Y"], domain="com.example")
+    with pytest.raises(ValueError, match=r"got 'ConvTranspose' of the domain 'com\.example'"):
+        from_onnx(node, weights)
+
+
 def test_node_and_tensors(import_peer: Callable[[str], ModuleType], rng: Any) -> None:
     """Weights as a graph holds them, and as many as the node has inputs for."""
     onnx = import_peer("onnx")

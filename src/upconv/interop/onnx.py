@@ -30,6 +30,8 @@ _AUTO_PADS = ("NOTSET", *_SAME, "VALID")
 # A protocol buffer has a field for each type that an attribute may have; of an integer, a string
 # and integers, by the numbers in `onnx.AttributeProto.AttributeType`.
 _ATTRIBUTE_FIELDS = {2: "i", 3: "s", 7: "ints"}
+# Where ONNX's own operators are; others may have an operator of the same name.
+_DOMAINS = ("", "ai.onnx")
 
 
 def from_onnx(
@@ -42,8 +44,11 @@ def from_onnx(
     that. A negative total adds zeros: with `SAME_UPPER` and `SAME_LOWER` by the same formula
     and otherwise at the end, as the reference evaluator of the package `onnx` does. (ONNX Runtime
     adds none where the kernel is shorter than the stride: its outputs are shorter there than
-    `input * stride`, the length that the standard gives.) Where `output_shape` is given, `pads` are
-    ignored, as the standard says and against the reference evaluator, which uses them.
+    `input * stride`, the length that the standard gives. With `SAME_UPPER` and an `output_shape`
+    that exceeds the full output by an odd number, it adds the odd zero at the end.) Where
+    `output_shape` is given, `pads` are ignored, as the standard says and against the reference
+    evaluator, which uses them. The rule is that of version 11 and later of the operator, whose
+    version a node does not tell; ONNX Runtime uses it for older models, too.
 
     Args:
       node: an `onnx.NodeProto`, or its attributes as a dictionary.
@@ -58,9 +63,9 @@ def from_onnx(
     Raises:
       TypeError: if an attribute or an axis of `input_shape` has the wrong type, or `weights` are
         no list of arrays.
-      ValueError: for an operator that is not `ConvTranspose`, an attribute that is unknown or
-        does not fit the others or the weights, weights that are not the node's inputs after `X`, or
-        an `output_shape` without an `input_shape` that fits.
+      ValueError: for an operator that is not ONNX's `ConvTranspose`, an attribute that is unknown,
+        refers to one of a function, or does not fit the others or the weights, weights that are not
+        the node's inputs after `X`, or an `output_shape` without an `input_shape` that fits.
 
     >>> import jax.numpy as jnp
     >>> import numpy as np
@@ -70,6 +75,7 @@ def from_onnx(
     (1, 4, 16, 12)
     """
     attributes = _attributes(node)
+    groups = geometry.integer("group", attributes.get("group", 1), minimum=1)
     if not 1 <= len(arguments.sequence("weights", weights)) <= 2:
         raise ValueError(f"weights must be [W] or [W, B], got {len(weights)} arrays")
     # A dictionary of attributes does not tell; an input that is left out has an empty name.
@@ -80,6 +86,11 @@ def from_onnx(
         )
     kernel, bias = pairs.kernel_and_bias(weights, ("W", "B")[: len(weights)])
     rank = pairs.rank("W", kernel)
+    filters = kernel.shape[1] * groups
+    if bias is not None and bias.shape != (filters,):
+        raise ValueError(
+            f"B must have the shape ({filters},), got {bias.shape}: weights are W and B, without X"
+        )
     size = kernel.shape[2:]
     given = tuple(attributes.get("kernel_shape", size))
     if given != size:
@@ -92,7 +103,7 @@ def from_onnx(
         bias,
         strides=strides,
         dilation_rate=dilation,
-        groups=attributes.get("group", 1),
+        groups=groups,
         data_format="channels_first",
         **_padding(attributes, span, strides, kernel.shape[0], input_shape),
     )
@@ -157,11 +168,8 @@ def _per_axis(
 
 
 def _attributes(node: Any) -> dict[str, Any]:
-    """The attributes of a node, or those given, once their names and `auto_pad` are checked."""
+    """The attributes of a node, or those given, once `auto_pad` is seen to fit."""
     attributes = _read(node)
-    unknown = attributes.keys() - set(_ATTRIBUTES)
-    if unknown:
-        raise ValueError(f"node has attributes that ConvTranspose lacks: {sorted(unknown)}")
     attributes = {name: tuple(v) if _listed(v) else v for name, v in attributes.items()}
     auto_pad = attributes.get("auto_pad", "NOTSET")
     auto_pad = auto_pad.decode() if isinstance(auto_pad, bytes) else auto_pad
@@ -175,14 +183,41 @@ def _attributes(node: Any) -> dict[str, Any]:
 
 
 def _read(node: Any) -> dict[str, Any]:
-    """The attributes by name, as they stand in the node or in the dictionary."""
+    """The attributes by name, all of them known, as they stand in the node or the dictionary."""
     if isinstance(node, Mapping):
-        return dict(arguments.mapping("node", node))
+        return _known(dict(arguments.mapping("node", node)))
     if not hasattr(node, "op_type"):
         raise TypeError(f"node must be an onnx.NodeProto or a dictionary, got {node!r}")
-    if node.op_type != "ConvTranspose":
-        raise ValueError(f"node must be a ConvTranspose, got {node.op_type!r}")
-    return {a.name: getattr(a, _ATTRIBUTE_FIELDS.get(a.type, "ints")) for a in node.attribute}
+    if node.op_type != "ConvTranspose" or node.domain not in _DOMAINS:
+        of = f" of the domain {node.domain!r}" if node.domain else ""
+        raise ValueError(f"node must be a ConvTranspose of ONNX's own, got {node.op_type!r}{of}")
+    found = _known({attribute.name: attribute for attribute in node.attribute})
+    return {name: _value(attribute) for name, attribute in found.items()}
+
+
+def _known(attributes: dict[str, Any]) -> dict[str, Any]:
+    unknown = attributes.keys() - set(_ATTRIBUTES)
+    if unknown:
+        raise ValueError(
+            f"node has attributes that ConvTranspose lacks: {sorted(unknown)}"
+            f"{arguments.meant(unknown, _ATTRIBUTES)}"
+        )
+    return attributes
+
+
+def _value(attribute: Any) -> Any:
+    """What a node's attribute holds."""
+    if attribute.ref_attr_name:
+        raise ValueError(
+            f"{attribute.name} must stand in the node, got a reference to "
+            f"{attribute.ref_attr_name!r} of the function that the node is in"
+        )
+    if attribute.type not in _ATTRIBUTE_FIELDS:
+        raise ValueError(
+            f"{attribute.name} must be an integer, integers or a string, got the type "
+            f"{attribute.type} of onnx.AttributeProto"
+        )
+    return getattr(attribute, _ATTRIBUTE_FIELDS[attribute.type])
 
 
 def _listed(value: Any) -> bool:
