@@ -149,9 +149,17 @@ def test_what_is_not_a_plain_layer(torch: ModuleType) -> None:
     for layer in (torch.nn.Conv1d(3, 4, 5), Doubled(3, 4, 5), "ConvTranspose1d"):
         with pytest.raises(TypeError, match="layer must be one of"):
             interop.from_torch(layer)
+    plain = torch.nn.ConvTranspose1d(3, 4, 5)
+    with pytest.raises(ValueError, match="weights must not be given with a layer, which has its"):
+        interop.from_torch(plain, plain.state_dict())
+    plain.forward = lambda inputs: 2 * inputs
+    with pytest.raises(ValueError, match="layer must compute with the forward of its class, got"):
+        interop.from_torch(plain)
+    del plain.forward
+    interop.from_torch(plain)
     with pytest.raises(ValueError, match="layer must hold its weight itself, got a Parametrized"):
         interop.from_torch(normed)
-    with pytest.raises(ValueError, match=r"weights has \['weight_orig'\]"):
+    with pytest.raises(ValueError, match=r"weights has unknown keys \['weight_orig'\]"):
         interop.from_torch(pruned)
 
 
@@ -198,7 +206,7 @@ def test_layers_with_hooks(torch: ModuleType, import_peer: Any, rng: np.random.G
         interop.from_torch(theirs)
 
 
-def test_layers_without_numbers_of_ours(torch: ModuleType) -> None:
+def test_layers_without_numbers_of_ours(torch: ModuleType, import_peer: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # lazy modules are said to be new
         lazy = torch.nn.LazyConvTranspose1d(4, 5)
@@ -213,11 +221,39 @@ def test_layers_without_numbers_of_ours(torch: ModuleType) -> None:
         with pytest.raises(ValueError, match=message):
             interop.from_torch(torch.nn.ConvTranspose1d(3, 4, 5, **changes))
     config = {"in_channels": 3, "out_channels": 4, "kernel_size": 5, "bias": False}
-    short = torch.ones(3, 4, 5).to(torch.float8_e4m3fn)
-    with pytest.raises(
-        ValueError, match=r"weight must have bfloat16 or .*, got torch\.float8_e4m3"
-    ):
-        interop.from_torch(config, {"weight": short})
+    ones = torch.ones(3, 4, 5)
+    for weight, got in [
+        (ones.to(torch.float8_e4m3fn), r"of torch\.float8_e4m3"),
+        (ones.to_sparse(), r"of torch\.float32: .*Sparse"),
+        (ones.bfloat16().to_sparse(), r"of torch\.bfloat16: .*"),
+        (import_peer("torch._subclasses").FakeTensorMode().from_tensor(ones), "FakeTensor of"),
+        (torch.nn.UninitializedParameter(), "UninitializedParameter of"),
+    ]:
+        with pytest.raises(ValueError, match=rf"^weight must be a dense tensor .*, got a .*{got}"):
+            interop.from_torch(config, {"weight": weight})
+
+    def within(weight: Any) -> Any:
+        with pytest.raises(ValueError, match=r"^weight must be a dense tensor .*, got a Tensor of"):
+            interop.from_torch(config, {"weight": weight})
+        return weight
+
+    torch.vmap(within)(ones[None])
+
+
+def test_tensors_that_numpy_does_not_take(torch: ModuleType) -> None:
+    """Those that are trained, of a class of one's own, and views that change the sign."""
+
+    class Own(torch.Tensor):
+        pass
+
+    config = {"in_channels": 3, "out_channels": 4, "kernel_size": 5, "bias": False}
+    weight = torch.randn(3, 4, 5)
+    negated = torch.complex(weight, -weight).conj().imag
+    assert negated.is_neg()
+    for given in (weight.as_subclass(Own).requires_grad_(), negated):
+        _, variables = interop.from_torch(config, {"weight": given})
+        kernel = weight.numpy().transpose(2, 1, 0)
+        np.testing.assert_array_equal(variables["params"]["kernel"], kernel)
 
 
 def test_dtypes_by_any_name(torch: ModuleType) -> None:

@@ -39,7 +39,8 @@ def to_numpy(name: str, value: Any) -> np.ndarray:
 
     Raises:
       TypeError: for what holds no numbers.
-      ValueError: for a tensor without numbers, or with some that numpy does not have.
+      ValueError: for a tensor without numbers, with some that numpy does not have, or which is not
+        dense.
     """
     if isinstance(value, jax.core.Tracer):
         raise TypeError(
@@ -49,7 +50,8 @@ def to_numpy(name: str, value: Any) -> np.ndarray:
     package = type(value).__module__.partition(".")[0]
     if package == "onnx" and type(value).__name__ == "TensorProto":
         return sys.modules["onnx"].numpy_helper.to_array(value)
-    if package == "torch":
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(value, torch.Tensor):
         return _from_tensor(name, value)
     array = np.asarray(value)
     if array.dtype.hasobject:
@@ -62,15 +64,16 @@ def _from_tensor(name: str, value: Any) -> np.ndarray:
 
     if value.is_meta:
         raise ValueError(f"{name} must hold numbers, got a tensor on torch's device 'meta'")
-    value = value.detach().cpu()
-    if value.dtype == torch.bfloat16:
-        return value.view(torch.int16).numpy().view(jnp.bfloat16)
     try:
-        return value.numpy()
-    except TypeError:  # of float8, for one
+        plain = value.detach().cpu().resolve_conj().resolve_neg()
+        if value.dtype == torch.bfloat16:
+            return plain.view(torch.int16).numpy().view(jnp.bfloat16)
+        return plain.numpy()
+    except (TypeError, RuntimeError, ValueError) as error:  # of float8, or sparse, for one
         raise ValueError(
-            f"{name} must have bfloat16 or a dtype of numpy's, got {value.dtype}"
-        ) from None
+            f"{name} must be a dense tensor with numbers, of bfloat16 or a dtype of numpy's, got a "
+            f"{type(value).__name__} of {value.dtype}: {error}"
+        ) from error
 
 
 def channels_to_end(kernel: np.ndarray) -> np.ndarray:

@@ -71,9 +71,9 @@ def from_torch(layer: Any, weights: Mapping[str, Any] | None = None) -> Pair:
     Raises:
       TypeError: if `layer` is neither such a layer nor a dictionary.
       ValueError: if an argument is unknown or does not fit the weights; if the layer computes its
-        weight from others (`torch.nn.utils.parametrize`, `weight_norm`, `prune`), has hooks, trains
-        only one of weight and bias, or has no weights yet (`LazyConvTranspose2d`, the device
-        `"meta"`).
+        weight from others (`torch.nn.utils.parametrize`, `weight_norm`, `prune`), has hooks or a
+        `forward` of its own, trains only one of weight and bias, or has no weights yet
+        (`LazyConvTranspose2d`, the device `"meta"`); or if weights are given with a layer.
 
     >>> import numpy as np
     >>> config = {"in_channels": 3, "out_channels": 4, "kernel_size": 5, "stride": 2, "padding": 2}
@@ -86,7 +86,7 @@ def from_torch(layer: Any, weights: Mapping[str, Any] | None = None) -> Pair:
     if weights is None:
         layer, weights, trainable = _read(layer)
     required = ("in_channels", "out_channels", "kernel_size")
-    given = arguments.mapping("layer", layer)
+    given = arguments.config_with_weights(layer, "state_dict")
     arguments.check_keys("layer", given, _ARGUMENTS, required=required)
     config = {**_ARGUMENTS, **given}
     names = ["weight", "bias"] if config["bias"] else ["weight"]
@@ -197,6 +197,11 @@ def _read(layer: Any) -> tuple[dict[str, Any], dict[str, Any], bool]:
         raise TypeError(
             f"layer must be one of {', '.join(_LAYERS)} of torch.nn, or the arguments of "
             f"one with weights, got {arguments.type_name(layer)}"
+        )
+    if "forward" in vars(layer):
+        raise ValueError(
+            f"layer must compute with the forward of its class, got a {name} with one of its own, "
+            f"{layer.forward!r}: `del layer.forward` takes it off"
         )
     owners = (layer, *layer.parameters())
     kept = [getattr(owner, kind, None) or {} for owner in owners for kind in _HOOKS]
