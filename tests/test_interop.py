@@ -372,6 +372,21 @@ def test_custom_classes_keep_their_config(name: str, key: str, cls: type) -> Non
     assert getattr(interop.from_keras(config, weights, custom_objects=one)[0], name) is one[key]
 
 
+def test_custom_objects_are_by_name() -> None:
+    module = linen.Conv1DTranspose(4, 3)
+    variables = variables_of(module)
+    pair = interop.to_keras(module, variables)
+    for custom in ([swoosh], []):
+        with pytest.raises(
+            TypeError, match=r"custom_objects must be a dictionary, got builtins\.l"
+        ):
+            interop.from_keras(*pair, custom_objects=custom)
+        with pytest.raises(
+            TypeError, match=r"custom_objects must be a dictionary, got builtins\.l"
+        ):
+            interop.to_keras(module, variables, custom_objects=custom)
+
+
 def test_a_custom_class_must_tell_its_config() -> None:
     class Mute:
         def __call__(self, x: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import warnings
 from types import ModuleType
 from typing import Any
@@ -455,6 +456,86 @@ def test_what_is_not_a_plain_layer(peer: ModuleType) -> None:
             interop.from_keras(layer)
     with pytest.raises(ValueError, match="layer must be built to have weights, 'up' is not"):
         interop.from_keras(peer.layers.Conv1DTranspose(3, 4, name="up"))
+
+
+def test_weights_are_not_given_with_a_layer(peer: ModuleType) -> None:
+    theirs = peer.layers.Conv1DTranspose(4, 3)
+    theirs.build((2, 5, 3))
+    with pytest.raises(ValueError, match="weights must not be given with a layer, which has its"):
+        interop.from_keras(theirs, theirs.get_weights())
+
+
+def test_a_call_of_the_layers_own(peer: ModuleType) -> None:
+    theirs = peer.layers.Conv1DTranspose(4, 3)
+    theirs.build((2, 5, 3))
+    theirs.call = lambda inputs: 2 * inputs
+    with pytest.raises(
+        ValueError, match=r"layer must compute with the call of its class, got 'conv"
+    ):
+        interop.from_keras(theirs)
+    del theirs.call
+    interop.from_keras(theirs)
+
+
+def test_variables_that_are_frozen_alone(keras: ModuleType) -> None:
+    for use_bias in (True, False):
+        theirs = keras.layers.Conv1DTranspose(4, 3, use_bias=use_bias)
+        theirs.build((2, 5, 3))
+        theirs.kernel.trainable = False
+        if use_bias:
+            with pytest.raises(ValueError, match=r"trainable holds for .* trains only bias$"):
+                interop.from_keras(theirs)
+            theirs.bias.trainable = False
+        assert not interop.from_keras(theirs)[0].trainable
+    theirs = keras.layers.Conv1DTranspose(4, 3, trainable=False)
+    theirs.build((2, 5, 3))
+    theirs.bias.trainable = True  # which Keras does not heed
+    assert not interop.from_keras(theirs)[0].trainable
+
+
+def test_a_layer_of_tensorflow_1_that_stays_frozen(tf: ModuleType, tf_keras: ModuleType) -> None:
+    """Its variables are made for no training, and its config says otherwise."""
+    theirs = tf.compat.v1.layers.Conv2DTranspose(4, 3, trainable=False)
+    theirs(np.ones((2, 4, 5, 3), np.float32))
+    theirs.trainable = True
+    assert not theirs.trainable_weights
+    assert not interop.from_keras(theirs)[0].trainable
+
+
+@pytest.mark.parametrize("on_layer", [True, False])
+@pytest.mark.parametrize("name", ["kernel", "bias"])
+@pytest.mark.parametrize("kind", ["regularizer", "constraint"])
+def test_rules_that_are_set_after_building(
+    kind: str, name: str, on_layer: bool, keras: ModuleType
+) -> None:
+    """Keras goes by those of the variables, and its config tells those of the layer."""
+    rule = keras.regularizers.L2(0.1) if kind == "regularizer" else keras.constraints.NonNeg()
+    theirs = keras.layers.Conv1DTranspose(4, 3)
+    theirs.build((2, 5, 3))
+    argument = f"{name}_{kind}"
+    if on_layer:
+        setattr(theirs, argument, rule)
+    else:
+        setattr(getattr(theirs, name), kind, rule)
+    with pytest.raises(ValueError, match=rf"^{argument} must be the same .*drop=\('{argument}',\)"):
+        interop.from_keras(theirs)
+    assert getattr(interop.from_keras(theirs, drop=[argument])[0], argument) is None
+
+
+@pytest.mark.parametrize("what", [functools.partial(np.full_like, fill_value=0.0), np.tanh])
+@pytest.mark.parametrize(
+    "name", ["activation", "kernel_regularizer", "activity_regularizer", "bias_constraint"]
+)
+def test_what_keras_cannot_write(name: str, what: Any, peer: ModuleType) -> None:
+    theirs = peer.layers.Conv1DTranspose(4, 3, kernel_initializer="ones", **{name: what})
+    theirs.build((2, 5, 3))
+    message = rf"^{name} must be an object that Keras can write .*drop=\('{name}',\) leaves it out"
+    with pytest.raises(ValueError, match=message):
+        interop.from_keras(theirs, drop=["bias_regularizer"])
+    module, _ = interop.from_keras(theirs, drop=[name])
+    assert getattr(module, name) is None
+    assert module.kernel_initializer is jax.nn.initializers.ones
+    assert getattr(theirs, name) is what
 
 
 def swoosh(x: Any) -> Any:

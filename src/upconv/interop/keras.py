@@ -9,6 +9,7 @@ its configs name: activations, initializers, regularizers and constraints.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -61,17 +62,21 @@ def from_keras(
         holds, or its `from_config` with all of them, as `keras.saving.deserialize_keras_object`
         does. Anything else is taken as it is, which is a ValueError where the config holds
         arguments: they would be lost. A name of Keras's own may be given too; yours is then taken.
+        What Keras cannot write, such as a `functools.partial` or an object without `get_config`,
+        has no name to be given by: drop it.
 
     Returns:
       `(module, variables)`. Initializers draw from the same distribution. The dtypes are those
       of the layer's policy.
 
     Raises:
-      TypeError: if `layer` is neither such a layer nor a config.
-      ValueError: if the layer is not built, if an object in it is neither in `custom_objects` nor
-        Keras's own (nor an activation of `tf.nn` or, but for `gelu`, of `keras.ops`), if a
-        `LeakyReLU` as the activation has another dtype than the layer computes in, or if an
-        argument is unknown or does not fit the weights.
+      TypeError: if `layer` is neither such a layer nor a config, or `custom_objects` no dictionary.
+      ValueError: if the layer is not built or has a `call` of its own, if an object in it is
+        neither in `custom_objects` nor Keras's own (nor an activation of `tf.nn` or, but for
+        `gelu`, of `keras.ops`), or one that Keras cannot write, if a `LeakyReLU` as the activation
+        has another dtype than the layer computes in, if a variable has another regularizer or
+        constraint than the layer, or only one of them is trained, if weights are given with a
+        layer, or if an argument is unknown or does not fit the weights.
 
     >>> config = {"filters": 4, "kernel_size": 5, "strides": 2, "activation": "gelu"}
     >>> weights = [np.ones((5, 5, 4, 3), np.float32), np.zeros(4, np.float32)]
@@ -79,14 +84,14 @@ def from_keras(
     >>> module.strides, module.activation, module.use_bias
     ((2, 2), GELU(approximate=False), True)
     """
+    arguments.check_drop(drop, _OBJECTS, "Keras")
+    custom = _custom(custom_objects)
     legacy = False
     if weights is None:
-        layer, weights, legacy = _read(layer)
-    config = arguments.mapping("layer", layer)
+        layer, weights, legacy = _read(layer, drop)
+    config = arguments.config_with_weights(layer, "get_weights")
     known = {*_PLAIN, *_OBJECTS, *_REST}
     arguments.check_keys("layer", config, known, required=("filters", "kernel_size"))
-    arguments.check_drop(drop, _OBJECTS, "Keras")
-    custom = custom_objects or {}
     options = {name: config[name] for name in _PLAIN if config.get(name) is not None}
     use_bias = bool(config.get("use_bias", True))
     if len(arguments.sequence("weights", weights)) != 1 + use_bias:
@@ -155,7 +160,7 @@ def to_keras(
       `(config, weights)`: what `get_config` and `get_weights` of the layer return.
 
     Raises:
-      TypeError: if `module` is no such layer.
+      TypeError: if `module` is no such layer, or `custom_objects` no dictionary.
       ValueError: if `api` is neither of the two, if Keras cannot do what the layer does, or if the
         variables are not those of the layer.
 
@@ -171,7 +176,7 @@ def to_keras(
         raise ValueError(f"api must be {' or '.join(map(repr, _APIS))}, got {api!r}")
     kernel, bias = pairs.take_apart(module, variables)
     arguments.check_only("Keras", _ONLY, module, drop, also=_OBJECTS)
-    custom = custom_objects or {}
+    custom = _custom(custom_objects)
     padding, output_padding = _to_padding(module)
     computed = kernel.dtype if module.dtype is None else jnp.dtype(module.dtype)
     config = {
@@ -199,7 +204,11 @@ def to_keras(
     return config, [kernel] if bias is None else [kernel, bias]
 
 
-def _read(layer: Any) -> tuple[dict[str, Any], list[Any], bool]:
+def _custom(custom_objects: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    return {} if custom_objects is None else arguments.mapping("custom_objects", custom_objects)
+
+
+def _read(layer: Any, drop: Collection[str]) -> tuple[dict[str, Any], list[Any], bool]:
     """Config and weights of a layer of Keras, and whether it is one of the legacy Keras."""
     root = type(layer).__module__.partition(".")[0]
     if type(layer).__name__ not in _LAYERS or root not in keras_objects.ACTIVATIONS_OF:
@@ -209,9 +218,78 @@ def _read(layer: Any) -> tuple[dict[str, Any], list[Any], bool]:
         )
     if not layer.built:
         raise ValueError(f"layer must be built to have weights, {layer.name!r} is not")
-    config = layer.get_config()
+    if "call" in vars(layer):
+        raise ValueError(
+            f"layer must compute with the call of its class, got {layer.name!r} with one of its "
+            f"own, {layer.call!r}: `del layer.call` takes it off"
+        )
+    _check_rules(layer, drop)
+    config = _config(layer, drop)
     config["activation"] = keras_objects.activation_of(layer, config["activation"], root)
+    config["trainable"] = _is_trained(layer)
     return config, layer.get_weights(), root != "keras"
+
+
+def _config(layer: Any, drop: Collection[str]) -> dict[str, Any]:
+    """A layer's config; a function stands for what may be dropped, where Keras cannot write it.
+
+    It writes all of a layer or nothing.
+    """
+    try:
+        return layer.get_config()
+    except Exception:  # of any kind, and it tells no argument
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the legacy Keras, that these are functions
+            for name in sorted(_OBJECTS - set(drop)):
+                try:
+                    _without(layer, _OBJECTS - {name}).get_config()
+                except Exception as error:
+                    raise ValueError(
+                        f"{name} must be an object that Keras can write into a config, got "
+                        f"{getattr(layer, name)!r} ({error}); drop=({name!r},) leaves it out"
+                    ) from error
+            return _without(layer, drop).get_config()
+
+
+def _without(layer: Any, drop: Collection[str]) -> Any:
+    """The layer with a function in place of what is dropped, to be read alone: it shares the rest.
+
+    Keras writes functions by their names.
+    """
+    bare = object.__new__(type(layer))
+    # Where the legacy Keras has a property, the field's name begins with an underscore.
+    dropped = [name for name in vars(layer) if name.removeprefix("_") in drop]
+    vars(bare).update(vars(layer) | dict.fromkeys(dropped, _without))
+    return bare
+
+
+def _check_rules(layer: Any, drop: Collection[str]) -> None:
+    """Raises a ValueError where a variable has another rule than its layer, unless it is dropped.
+
+    Variables of Keras 3 have a regularizer and a constraint of their own, those of TensorFlow a
+    constraint. Keras goes by these, and writes the layer's into its config.
+    """
+    for name in ("kernel", "bias") if layer.use_bias else ("kernel",):
+        for kind in ("regularizer", "constraint"):
+            argument = f"{name}_{kind}"
+            declared = getattr(layer, argument)
+            got = getattr(getattr(layer, name), kind, declared)
+            if got is not declared and argument not in drop:
+                raise ValueError(
+                    f"{argument} must be the same in the layer and in its variable, by which Keras "
+                    f"goes, got {declared!r} and {got!r}; drop=({argument!r},) leaves it out"
+                )
+
+
+def _is_trained(layer: Any) -> bool:
+    """Whether Keras trains the layer, whose variables it can freeze one by one."""
+    trained = layer.trainable_weights
+    if trained and len(trained) < len(layer.weights):
+        raise ValueError(
+            "trainable holds for kernel and bias alike, got a layer that trains only "
+            f"{', '.join(weight.name for weight in trained)}"
+        )
+    return bool(trained)
 
 
 # ------------------------------------------------------------------ padding
