@@ -47,7 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "nnx": {"geometry", "initializers", "rules", "errors", "layer", "flax_layer"},
     "lax": {"geometry", "functional"},
     "flax_layer": {"geometry", "functional", "lax"},
-    "interop": {"geometry", *DECLARED, "layer", "linen", "nnx", "lax", "flax_layer"},
+    "interop": {"geometry", "errors", *DECLARED, "layer", "linen", "nnx", "lax", "flax_layer"},
     "serialization": {*DECLARED, "layer", "linen", "nnx"},
     "bench": {"geometry", "auto", "lowering", "functional", "linen"},
     "__init__": {

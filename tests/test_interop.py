@@ -523,7 +523,7 @@ def test_an_argument_comes_back_or_is_refused_by_name(name: str, peer: str) -> N
     arguments = {"filters": 4, "kernel_size": 3, **ONLY[peer], name: PROBES[name]}
     if name == "data_format" and peer == "PyTorch":
         arguments[name] = "channels_last"
-    if name == "output_padding":
+    if name in ("output_padding", "kernel_initializer"):
         arguments["strides"] = 2
     module = linen.Conv1DTranspose(**arguments)
     variables = variables_of(module, dtype=module.param_dtype)
@@ -578,7 +578,7 @@ def test_an_argument_comes_back_or_is_refused_by_name(name: str, peer: str) -> N
         ("Keras", {"dtype": jnp.float64}, "dtype=float64 with parameters of float32"),
         (
             "Keras",
-            {"kernel_initializer": initializers.he_normal(strides=2)},
+            {"kernel_initializer": initializers.he_normal(strides=2), "strides": 2},
             "kernel_initializer=VarianceScaling.* is not in Keras",
         ),
         ("PyTorch", {"padding": "circular"}, "padding='circular' is not in PyTorch"),

@@ -29,4 +29,10 @@ def shown(value: Any) -> str:
     text = repr(value)
     if len(text) <= LONGEST and "\n" not in text:
         return text
-    return f"an instance of {type(value).__module__}.{type(value).__qualname__}"
+    shape = getattr(value, "shape", None)
+    return f"an array of shape {shape}" if shape else f"an instance of {type_name(value)}"
+
+
+def type_name(value: Any) -> str:
+    """The name of a value's type, with that of its module."""
+    return f"{type(value).__module__}.{type(value).__qualname__}"

@@ -476,7 +476,7 @@ class _RuleBox(meta.AxisMetadata):
 jax.tree_util.register_pytree_with_keys(
     _RuleBox,
     lambda box: (((jax.tree_util.DictKey("value"), box.value),), box.rule),
-    lambda rule, values: _RuleBox(*values, rule=rule),
+    lambda rule, values: _RuleBox(next(iter(values)), rule),
 )
 
 

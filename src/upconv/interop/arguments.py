@@ -6,8 +6,7 @@ import difflib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-import jax
-import numpy as np
+from upconv.errors import type_name
 
 # What a layer declares of its parameters and outputs; only Keras's do, too.
 RULES = (
@@ -122,15 +121,3 @@ def sequence(name: str, value: Any) -> Sequence[Any]:
     if not isinstance(value, Sequence) or isinstance(value, str | bytes):
         raise TypeError(f"{name} must be a list of arrays, got {type_name(value)}")
     return value
-
-
-def shown(value: Any) -> str:
-    """A value as messages have it: an array by its shape, as its numbers would fill pages."""
-    if isinstance(value, jax.Array | np.ndarray):
-        return f"an array of shape {value.shape}"
-    return repr(value)
-
-
-def type_name(value: Any) -> str:
-    """The name of a value's type, with that of its module."""
-    return f"{type(value).__module__}.{type(value).__qualname__}"

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from upconv.interop import arguments
+from upconv.errors import type_name
 
 
 def to_jax(name: str, value: Any) -> jax.Array:
@@ -55,7 +55,7 @@ def to_numpy(name: str, value: Any) -> np.ndarray:
         return _from_tensor(name, value)
     array = np.asarray(value)
     if array.dtype.hasobject:
-        raise TypeError(f"{name} must be an array of numbers, got {arguments.type_name(value)}")
+        raise TypeError(f"{name} must be an array of numbers, got {type_name(value)}")
     return array
 
 

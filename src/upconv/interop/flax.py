@@ -17,6 +17,7 @@ from flax import nnx as flax_nnx
 from flax.core import meta
 
 from upconv import flax_layer, geometry, lax, linen, nnx
+from upconv.errors import shown, type_name
 from upconv.interop import arguments, arrays, pairs
 from upconv.interop.pairs import LinenLayer, Pair
 from upconv.layer import LONG
@@ -98,7 +99,7 @@ def from_flax(
     for name in _ABSENT:
         if config.get(name) is not None:
             raise ValueError(
-                f"{name} is not in this package's layer, got {arguments.shown(config[name])}; "
+                f"{name} is not in this package's layer, got {shown(config[name])}; "
                 "upconv.linen.ConvTranspose and upconv.nnx.ConvTranspose have it"
             )
     if config.get("promote_dtype") not in _PROMOTIONS:
@@ -190,7 +191,7 @@ def _read(
     else:
         raise TypeError(
             "layer must be a ConvTranspose of flax.linen or flax.nnx, or a dictionary of its "
-            f"arguments, got {arguments.type_name(layer)}"
+            f"arguments, got {type_name(layer)}"
         )
     # Not its param_dtype: a layer applies to variables of any.
     names = {*_ARGUMENTS, *_ABSENT, "promote_dtype"} - {"features", "name"}

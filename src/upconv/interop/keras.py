@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from upconv import geometry
+from upconv.errors import type_name
 from upconv.interop import arguments, keras_objects, pairs
 from upconv.interop.pairs import LinenLayer, Pair
 
@@ -214,7 +215,7 @@ def _read(layer: Any, drop: Collection[str]) -> tuple[dict[str, Any], list[Any],
     if type(layer).__name__ not in _LAYERS or root not in keras_objects.ACTIVATIONS_OF:
         raise TypeError(
             "layer must be a Conv1DTranspose, Conv2DTranspose or Conv3DTranspose of Keras, or "
-            f"a config with weights, got {arguments.type_name(layer)}"
+            f"a config with weights, got {type_name(layer)}"
         )
     if not layer.built:
         raise ValueError(f"layer must be built to have weights, {layer.name!r} is not")

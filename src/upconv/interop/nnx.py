@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from flax import nnx as flax_nnx
 
 from upconv import nnx
-from upconv.interop import arguments, arrays, pairs
+from upconv.errors import type_name
+from upconv.interop import arrays, pairs
 from upconv.interop.pairs import LinenLayer, Pair
 from upconv.layer import FIELDS, collection
 
@@ -48,7 +49,7 @@ def from_nnx(layer: NnxLayer) -> Pair:
     if type(layer) not in _LAYERS.values():
         raise TypeError(
             "layer must be a Conv1DTranspose, Conv2DTranspose or Conv3DTranspose of upconv.nnx, "
-            f"got {arguments.type_name(layer)}; from_flax converts a ConvTranspose"
+            f"got {type_name(layer)}; from_flax converts a ConvTranspose"
         )
     module = pairs.LAYERS[layer.rank](**{name: getattr(layer.config, name) for name in FIELDS})
     parameters = {"kernel": layer.kernel.get_value()}

@@ -10,6 +10,7 @@ import numpy as np
 from flax.core import meta
 
 from upconv import geometry, linen
+from upconv.errors import type_name
 from upconv.interop import arguments, arrays
 from upconv.layer import LONG, collection
 
@@ -52,7 +53,7 @@ def take_apart(module: Any, variables: Mapping[str, Any]) -> tuple[np.ndarray, n
     if type(module) not in LAYERS.values():
         raise TypeError(
             "module must be a Conv1DTranspose, Conv2DTranspose or Conv3DTranspose of "
-            f"upconv.linen, got {arguments.type_name(module)}; from_flax converts a "
+            f"upconv.linen, got {type_name(module)}; from_flax converts a "
             "ConvTranspose, from_nnx the other layers of upconv.nnx"
         )
     home = collection(module.trainable)

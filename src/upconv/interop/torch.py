@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from upconv import geometry
+from upconv.errors import type_name
 from upconv.interop import arguments, arrays, pairs
 from upconv.interop.pairs import LinenLayer, Pair
 
@@ -196,7 +197,7 @@ def _read(layer: Any) -> tuple[dict[str, Any], dict[str, Any], bool]:
     if not own or name not in _LAYERS:
         raise TypeError(
             f"layer must be one of {', '.join(_LAYERS)} of torch.nn, or the arguments of "
-            f"one with weights, got {arguments.type_name(layer)}"
+            f"one with weights, got {type_name(layer)}"
         )
     if "forward" in vars(layer):
         raise ValueError(
