@@ -71,6 +71,7 @@ def subpixel(
             g, kernel_size=part.shape[: g.rank], strides=tuple(a.stride for a in run)
         )
         # At stride 1 the convolution puts taps apart; else zeros between them do.
+        # T of 4x12x12x12x64 -> 64, 3x3x3, dilated: 0.2.
         apart = tuple(d if s == 1 else 1 for s, d in zip(h.strides, h.dilation_rate, strict=True))
         close = dataclasses.replace(
             h, dilation_rate=tuple(d // a for d, a in zip(h.dilation_rate, apart, strict=True))
