@@ -10,7 +10,7 @@ import typing
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType, UnionType
+from types import ModuleType, NoneType, UnionType
 from typing import Any, Literal, Union
 
 import tyro
@@ -49,7 +49,10 @@ def declared(text: str | None, module: ModuleType) -> Any:
     if text is None:
         return None
     names = [name for name in module.__all__ if isinstance(getattr(module, name), type)]
-    expected = f"expected NAME(KEY=VALUE, ...) with NAME one of {', '.join(names)}; got {text!r}"
+    expected = (
+        f"expected NAME(KEY=VALUE, ...) with NAME one of {', '.join(names)} and each VALUE a "
+        f"Python literal; got {text!r}"
+    )
     try:
         match ast.parse(text, mode="eval").body:
             case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords) if name in names:
@@ -135,7 +138,7 @@ class Config:
 
     task: tyro.conf.Suppress[str]
     """The module that says what is trained."""
-    run: str | None = None
+    run: str = "runs"
     """The folder to write to; by default runs/NAME for configs/NAME.toml."""
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
     """Continue from the last checkpoint in that folder; `train.steps` may differ, see there."""
@@ -179,8 +182,7 @@ def load(path: Path) -> Config:
       ConfigError: naming the file, and the key if it is at fault.
     """
     try:
-        with path.open("rb") as file:
-            table = tomllib.load(file)
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Windows may add a mark
         for key in sorted(table.keys() & {"run", "resume", "overwrite"}):
             raise ConfigError(f"is of one run; give it as --{key}", key=key)
         config = from_table(table)
@@ -188,9 +190,7 @@ def load(path: Path) -> Config:
         raise ConfigError(f"{path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, ConfigError) as error:
         raise ConfigError(f"{path}: {error}") from error
-    if config.run is None:
-        config = dataclasses.replace(config, run=str(Path("runs") / path.stem))
-    return config
+    return dataclasses.replace(config, run=str(Path("runs") / path.stem))
 
 
 def from_table(table: dict[str, Any]) -> Config:
@@ -221,12 +221,14 @@ def _typed(annotation: Any, value: Any, key: str) -> Any:
     if dataclasses.is_dataclass(annotation):
         return _section(annotation, value, key)
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin in (UnionType, Union):
-        return _member(arguments, value, key)
+    if origin in (UnionType, Union) and len(arguments) == 2 and NoneType in arguments:
+        (wanted,) = set(arguments) - {NoneType}
+        return None if value is None else _typed(wanted, value, key)
     if origin is tuple and arguments:
         return _tuple(arguments, value, key)
     if origin is Literal:
-        if value in arguments:
+        # By type, too: 1, 1.0 and True are equal.
+        if any(type(value) is type(known) and value == known for known in arguments):
             return value
         raise _mismatch(f"one of {', '.join(map(repr, arguments))}", value, key)
     if annotation not in (bool, int, float, str):
@@ -236,23 +238,6 @@ def _typed(annotation: Any, value: Any, key: str) -> Any:
     if type(value) is annotation:
         return value
     raise _mismatch(annotation.__name__, value, key)
-
-
-def _member(members: tuple[Any, ...], value: Any, key: str) -> Any:
-    """The value as the first member of a union that it can be."""
-    if value is None and type(None) in members:
-        return None
-    errors = []
-    for member in members:
-        if member is not type(None):
-            try:
-                return _typed(member, value, key)
-            except ConfigError as error:
-                errors.append(error)
-    if len(errors) == 1:
-        raise errors[0]
-    why = "; ".join(str(error).removeprefix(f"{key}: ") for error in errors)
-    raise ConfigError(f"can be none of what it may be: {why}", key=key)
 
 
 def _tuple(items: tuple[Any, ...], value: Any, key: str) -> tuple[Any, ...]:

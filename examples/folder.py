@@ -35,7 +35,7 @@ def claimed(config: configs.Config) -> Path:
         or cannot be written to.
       CheckpointError: if it should have a checkpoint and has none.
     """
-    run = Path("runs" if config.run is None else config.run)
+    run = Path(config.run)
     try:
         check(run, config)
         # Nothing is written before all processes have looked, lest one sees another's files.
