@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 # Orbax warns about what read_only is meant to do.
 logging.getLogger("absl").setLevel(logging.ERROR)
 
-FORMAT = 1
+FORMAT = 2
 """The version of what is saved. A checkpoint of a later one is refused."""
 
 

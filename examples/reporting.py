@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 import signal
 from importlib import import_module
 from pathlib import Path
@@ -31,39 +33,33 @@ class Reporter:
       config: the run's.
       task: what is trained.
       run: the folder to write to.
-      after: the step that the run goes on from. Lines of later steps, written before it was
-        interrupted, are dropped: they will be written again.
-      written: whether a line of that step was written; see `last`.
+      after: the step that the run goes on from. Lines that will be written again are dropped: of
+        later steps, written before it was interrupted, and of that step if it is the last.
 
     Raises:
-      MetricsError: if the lines up to that step cannot be read, or nothing but the summary is left
-        to write, and the last line, which it repeats, was written and is missing.
+      MetricsError: if the lines up to that step cannot be read.
     """
 
-    def __init__(
-        self, config: configs.Config, task: Task, run: Path, after: int, *, written: bool
-    ) -> None:
+    def __init__(self, config: configs.Config, task: Task, run: Path, after: int) -> None:
         self.config, self.task, self.run, self.after = config, task, run, after
         self.leads = jax.process_index() == 0
-        self.console = Console(highlight=False, soft_wrap=True, quiet=not self.leads)
+        # As it is: of `run[1]`, rich would take the brackets for markup.
+        self.console = Console(
+            markup=False, emoji=False, highlight=False, soft_wrap=True, quiet=not self.leads
+        )
         self.bar = progress_bar(self.console)
         self.row = self.bar.add_task(
             "training", total=config.train.steps, completed=after, rate="compiling", note=""
         )
         self.metrics = run / "metrics.jsonl"
+        self.latest: dict[str, Any] = {}
         self.tensorboard = None
+        kept = min(after, config.train.steps - 1)
         if self.leads:
-            lines = read_lines(self.metrics, after)
-            missing = written and (not lines or lines[-1]["step"] != after)
-            if after == config.train.steps and missing:
-                raise MetricsError(
-                    f"{self.metrics}: the line of step {after}, which the summary repeats, is "
-                    "missing; only with more --train.steps can the run go on"
-                )
-            write_lines(self.metrics, lines)
+            write_lines(self.metrics, read_lines(self.metrics, kept))
         if self.leads and config.train.tensorboard:
             writer = import_module("tensorboardX").SummaryWriter
-            self.tensorboard = writer(str(run / "tensorboard"), purge_step=after + 1)
+            self.tensorboard = writer(str(run / "tensorboard"), purge_step=kept + 1)
 
     def start(self, state: State, planned: int) -> None:
         """Says what is about to happen, how many steps were planned before, and shows the bar."""
@@ -93,31 +89,12 @@ class Reporter:
         if not self.leads:
             return
         if state is not None:
-            line = joined(line, self.task.evaluate(state))
+            line = joined(line, numbers(self.task.evaluate(state), "evaluate"))
             self.draw(state, line["step"])
         with self.metrics.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(as_json(line) + "\n")
+        self.latest = line
         self.show(line)
-
-    def last(self, line: dict[str, Any] | None, state: State) -> None:
-        """Completes the last line of a run that goes on from its last step.
-
-        When that step was taken more may have been planned, so that it was not evaluated.
-
-        Args:
-          line: the metrics since the line before; None if they were written at once.
-          state: what the run has come to.
-        """
-        if line is not None:
-            self.line(line, state)
-        elif self.leads:
-            *lines, line = read_lines(self.metrics, self.after)
-            figures = self.task.evaluate(state)
-            if not figures.keys() <= line.keys():
-                line = joined(line, figures)
-                self.draw(state, self.after)
-                write_lines(self.metrics, [*lines, line])
-                self.show(line)
 
     def draw(self, state: State, step: int) -> None:
         """Writes the pictures of a step."""
@@ -133,6 +110,8 @@ class Reporter:
                 self.tensorboard.add_scalar(name, value, line["step"])
             self.tensorboard.flush()
         self.bar.update(self.row, note=f"loss {line['loss']:.5g}")
+        if not self.console.is_terminal:  # where the bar is shown only once it stops
+            self.console.print(as_json(line))
 
     def stopped(self, number: int, step: int) -> None:
         """Says what a signal has led to."""
@@ -145,8 +124,8 @@ class Reporter:
             return
         self.bar.stop()
         summary = {
-            **read_lines(self.metrics, self.config.train.steps)[-1],
-            **self.task.baselines(),
+            **self.latest,
+            **numbers(self.task.baselines(), "baselines"),
             "constraints": constraint_report(self.task, state),
             "config": configs.to_table(self.config),
         }
@@ -159,17 +138,50 @@ class Reporter:
             self.console.print(
                 f"  {check['path']}: {check['constraint']} {verdict}: {check['detail']}"
             )
-        for name, picture in self.task.pictures(state).items():
-            path = self.run / f"{name}.png"
-            pictures.save(path, picture)
+        for drawn in sorted(self.run.glob(f"pictures/*-{summary['step']:06d}.png")):
+            path = self.run / f"{drawn.stem.rpartition('-')[0]}.png"
+            shutil.copyfile(drawn, path)
             self.console.print(f"picture: {path}")
-        (self.run / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        (self.run / "summary.json").write_text(as_json(summary, indent=2) + "\n")
 
     def close(self) -> None:
         """Takes the bar away."""
         self.bar.stop()
         if self.tensorboard is not None:
             self.tensorboard.close()
+
+
+def numbers(figures: Figures, method: str) -> Figures:
+    """Figures as floats, of whatever library's scalars a task's method has returned.
+
+    Raises:
+      TypeError: for one that is no number.
+
+    >>> numbers({"norm": jax.numpy.float32(0.5), "count": 3}, "evaluate")
+    {'norm': 0.5, 'count': 3.0}
+    """
+    floats = {}
+    for name, value in figures.items():
+        try:
+            floats[name] = float(value)
+        except (TypeError, ValueError) as error:
+            raise TypeError(
+                f"{method}() must return a number for every figure, got {value!r} for {name!r}"
+            ) from error
+    return floats
+
+
+def as_json(table: dict[str, Any], indent: int | None = None) -> str:
+    """A table as JSON, which has no numbers that are not finite: they become null.
+
+    >>> as_json({"step": 3, "error": float("nan")})
+    '{"step": 3, "error": null}'
+    """
+    finite = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in table.items()
+    }
+    return json.dumps(finite, indent=indent)
 
 
 def joined(line: dict[str, Any], figures: Figures) -> dict[str, Any]:

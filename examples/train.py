@@ -5,13 +5,14 @@
 `train.py CONFIG --help` lists all keys of that config; without CONFIG, those that every task has.
 
 It writes to the folder `run`, which must be new, empty, or that of an earlier run: config.json,
-metrics.jsonl (a line per `train.log_every` steps), pictures of held-out samples, checkpoints, and
-at the end summary.json. Ctrl-C or SIGTERM stops it after a last checkpoint, from which `--resume`
-goes on to the same numbers as if nothing had happened, on as many devices of the same kind and
-with the same `train.steps`: with others, the learning rate goes on along another cosine. During
-start-up the signals stop it before anything is written. The batch is split over all devices. Set
-JAX_COORDINATOR_ADDRESS to train on several hosts, and also JAX_NUM_PROCESSES and JAX_PROCESS_ID
-unless JAX can infer them from a cluster's own variables.
+metrics.jsonl (a line per `train.log_every` steps; the log has them, too, unless it is a terminal
+with a bar), pictures of held-out samples, checkpoints, and at the end summary.json. Ctrl-C or
+SIGTERM stops it after a last checkpoint, from which `--resume` goes on to the same numbers as if
+nothing had happened, on as many devices of the same kind and with the same `train.steps`: with
+others, the learning rate goes on along another cosine. During start-up the signals stop it before
+anything is written. The batch is split over all devices. Set JAX_COORDINATOR_ADDRESS to train on
+several hosts, and also JAX_NUM_PROCESSES and JAX_PROCESS_ID unless JAX can infer them from a
+cluster's own variables.
 
 Exit status: 2 for a config, folder or checkpoint that cannot be used, 1 if the loss is no longer
 finite, 128 plus the signal's number after a signal.
@@ -170,10 +171,10 @@ def train(config: configs.Config, task: Task, received: list[int]) -> int:
     with closing(Checkpoints(run)) as checkpoints:
         state, meter, planned = begin(config, task, mesh, checkpoints)
         started = time.perf_counter() - meter.seconds
-        with closing(Reporter(config, task, run, meter.step, written=not meter.count)) as report:
+        with closing(Reporter(config, task, run, meter.step)) as report:
             report.start(here(state), planned)
-            if meter.step == settings.steps:
-                report.last(meter.line() if meter.count else None, here(state))
+            if meter.step == settings.steps:  # nothing is left to do but what comes last
+                report.line(meter.line(), here(state))
             batch = draw(config, task, mesh, meter.step + 1)
             while meter.step < settings.steps:
                 state, metrics = step(state, batch)
@@ -197,12 +198,16 @@ def train(config: configs.Config, task: Task, received: list[int]) -> int:
 
 @dataclasses.dataclass
 class Meter:
-    """How far a run has come, and the sums of its metrics since they were last written."""
+    """How far a run has come, the sums of its metrics since they were last written, and that line.
+
+    It goes into every checkpoint.
+    """
 
     step: int = 0
     seconds: float = 0.0
     count: int = 0
     sums: dict[str, float] = dataclasses.field(default_factory=dict)
+    means: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def add(self, metrics: Mapping[str, Any], seconds: float) -> None:
         """Counts a step, which ended so many seconds after the first one began.
@@ -219,10 +224,11 @@ class Meter:
             self.sums[name] = self.sums.get(name, 0.0) + float(value)
 
     def line(self) -> dict[str, float]:
-        """A line of metrics, with their means since the line before."""
-        means = {name: total / self.count for name, total in self.sums.items()}
-        self.count, self.sums = 0, {}
-        return {"step": self.step, "seconds": round(self.seconds, 3), **means}
+        """A line of metrics, with their means since the line before; the same until a step more."""
+        if self.count:
+            self.means = {name: total / self.count for name, total in self.sums.items()}
+            self.count, self.sums = 0, {}
+        return {"step": self.step, "seconds": round(self.seconds, 3), **self.means}
 
 
 def begin(
@@ -257,23 +263,29 @@ def begin(
 def check_same(saved: dict[str, Any], config: configs.Config, folder: Path) -> None:
     """Raises a CheckpointError that names the keys in which the config is not as it was saved."""
     ours, theirs = dotted(configs.to_table(config)), dotted(saved)
-    different = [
-        f"{key} is {theirs.get(key)!r} there and {ours.get(key)!r} here"
-        for key in sorted(ours.keys() | theirs.keys())
-        if key not in MAY_DIFFER and ours.get(key) != theirs.get(key)
-    ]
-    if different:
+    keys = {key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)}
+    # Every task has keys of its own, so that of another task many differ.
+    keys = {"task"} if "task" in keys else keys - MAY_DIFFER
+    if keys:
+        different = [
+            f"{key} is {theirs.get(key, 'not')} there and {ours.get(key, 'not')} here"
+            for key in sorted(keys)
+        ]
         raise CheckpointError(f"{folder}: of another config: {', '.join(different)}")
 
 
-def dotted(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as one table with dotted keys."""
-    result: dict[str, Any] = {}
+def dotted(table: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested tables as one table with dotted keys, and values as Python writes them.
+
+    >>> dotted({"task": "gan", "train": {"steps": 3}})
+    {'task': "'gan'", 'train.steps': '3'}
+    """
+    result: dict[str, str] = {}
     for key, value in table.items():
         if isinstance(value, Mapping):
             result |= dotted(value, f"{prefix}{key}.")
         else:
-            result[prefix + key] = value
+            result[prefix + key] = repr(value)
     return result
 
 

@@ -92,14 +92,17 @@ def write(root: Path, texts: dict[str, str]) -> None:
         (root / name).write_text(text)
 
 
+def summary(run: Path) -> dict[str, Any]:
+    """What has come out of a run, less the time and the config."""
+    parsed = json.loads((run / "summary.json").read_text())
+    return {key: value for key, value in parsed.items() if key not in ("seconds", "config")}
+
+
 def assert_same_run(run: Path, whole: Path) -> None:
     """Bit by bit, but for the time."""
     assert lines(run) == lines(whole)
     jax.tree.map(np.testing.assert_array_equal, saved(run), saved(whole))
-    summaries = [json.loads((one / "summary.json").read_text()) for one in (run, whole)]
-    for summary in summaries:
-        del summary["seconds"], summary["config"]
-    assert summaries[0] == summaries[1]
+    assert summary(run) == summary(whole)
     pictures = sorted(p.name for p in (whole / "pictures").iterdir())
     assert sorted(p.name for p in (run / "pictures").iterdir()) == pictures
     for name in pictures:
@@ -115,10 +118,10 @@ def test_a_run_leaves_what_it_promises(whole: Path) -> None:
     with Image.open(whole / "kernel.png") as image:
         assert image.size == (3, 3)
     assert {p.name for p in (whole / "checkpoints").iterdir()} == {"18", "24"}
-    summary = json.loads((whole / "summary.json").read_text())
-    assert {k: v for k, v in summary.items() if k in lines(whole)[-1]} == lines(whole)[-1]
-    assert summary["zero_error"] > summary["error"]
-    (check,) = summary["constraints"]
+    found = summary(whole)
+    assert {k: v for k, v in found.items() if k in lines(whole)[-1]} == lines(whole)[-1]
+    assert found["zero_error"] > found["error"]
+    (check,) = found["constraints"]
     assert check["satisfied"]
     assert " 0 of" not in check["detail"]
 
@@ -309,17 +312,16 @@ def test_a_line_that_is_none_of_metrics_is_refused(
 
 
 @pytest.mark.parametrize("left", [0, 4])
-def test_a_summary_of_lines_that_are_missing_is_refused(
-    left: int, path: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_the_last_line_is_written_again_if_it_is_missing(
+    left: int, path: Path, whole: Path, tmp_path: Path
 ) -> None:
     run = shutil.copytree(whole, tmp_path / "run")
     file = run / "metrics.jsonl"
-    lines = file.read_bytes().splitlines(keepends=True)
-    file.write_bytes(b"".join(lines[:left])) if left else file.unlink()
-    argv = [str(path), "--run", str(run), "--resume"]
-    message = refuses(argv, run, capsys)
-    assert f"{file}: the line of step 24, which the summary repeats, is missing" in message
-    assert train.main([*argv, "--train.steps", "26"]) == 0  # as the message advises
+    kept = file.read_bytes().splitlines(keepends=True)[:left]
+    file.write_bytes(b"".join(kept)) if left else file.unlink()
+    assert train.main([str(path), "--run", str(run), "--resume"]) == 0
+    assert lines(run) == [*lines(whole)[:left], lines(whole)[-1]]
+    assert summary(run) == summary(whole)
 
 
 @pytest.mark.parametrize("every", [5, 7], ids=["a line was written", "no line was written"])
@@ -346,6 +348,58 @@ def test_figures_may_not_take_the_place_of_metrics(
     monkeypatch.setattr(toy.Toy, "evaluate", lambda self, state: {"loss": 0.0})
     with pytest.raises(ValueError, match=r"other names than \['loss'\]"):
         train.main([str(path), "--run", str(tmp_path)])
+
+
+def test_figures_may_be_scalars_of_any_library(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And of any value, though JSON has only finite numbers."""
+    figures = {"norm": jax.numpy.float32(0.5), "none": np.float32("nan"), "count": np.int64(3)}
+    monkeypatch.setattr(toy.Toy, "evaluate", lambda self, state: figures)
+    monkeypatch.setattr(toy.Toy, "baselines", lambda self: {"zero": np.mean(np.float32(3))})
+    argv = [str(path), "--run", str(tmp_path), "--train.steps", "2"]
+    assert train.main(argv) == 0
+    for text in ((tmp_path / "metrics.jsonl").read_text(), (tmp_path / "summary.json").read_text()):
+        found = json.loads(text, parse_constant=pytest.fail)
+        assert {key: found[key] for key in figures} == {"norm": 0.5, "none": None, "count": 3.0}
+    assert found["zero"] == 3.0
+    assert "  none: nan\n" in capsys.readouterr().out
+    monkeypatch.setattr(toy.Toy, "evaluate", lambda self, state: {"norm": np.ones(2)})
+    with pytest.raises(TypeError, match=r"evaluate\(\) must return .* array.* for 'norm'"):
+        train.main([*argv, "--overwrite"])
+
+
+def test_the_log_has_words_as_they_are_and_the_metrics(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    about = ["crops [small, large]", "[/tmp] :cat: [bold]"]  # rich would read these in its way
+    init = toy.Toy.__init__
+
+    def talking(self: Any, config: Any) -> None:
+        init(self, config)
+        self.about = about
+
+    monkeypatch.setattr(toy.Toy, "__init__", talking)
+    run = tmp_path / "r[lr=3]"
+    assert train.main([str(path), "--run", str(run)]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[:2] == about
+    assert f"picture: {run / 'kernel.png'}" in told
+    for line in (run / "metrics.jsonl").read_text().splitlines():
+        assert line in told
+
+
+def test_pictures_are_made_once_for_each_evaluation(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may take minutes."""
+    made: list[Any] = []
+    draw = toy.Toy.pictures
+    monkeypatch.setattr(toy.Toy, "pictures", lambda *args: made.append(args) or draw(*args))
+    assert train.main([str(path), "--run", str(tmp_path)]) == 0
+    assert len(made) == 3
+    last = tmp_path / "pictures" / "kernel-000024.png"
+    assert (tmp_path / "kernel.png").read_bytes() == last.read_bytes()
 
 
 def test_more_steps_may_be_taken_on_resuming(
@@ -565,7 +619,18 @@ def test_another_config_is_refused(
 def test_another_task_is_refused(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = Path(__file__).parents[1] / "configs" / "digits_autoencoder.toml"
     message = refuses([str(other), "--run", str(whole), "--resume"], whole, capsys)
-    assert "task is 'toy' there and 'autoencoder' here" in message
+    assert message.endswith("of another config: task is 'toy' there and 'autoencoder' here\n")
+
+
+def test_a_key_that_only_one_config_has_is_said_to_be_absent(path: Path, tmp_path: Path) -> None:
+    """As when the task has since got one more."""
+    config = configs.load(path)
+    saved = configs.to_table(config)
+    del saved["model"]["filters"]
+    saved["model"]["depth"] = None
+    different = "model.depth is None there and not here, model.filters is not there and 2 here"
+    with pytest.raises(checkpoint.CheckpointError, match=f"{different}$"):
+        train.check_same(saved, config, tmp_path)
 
 
 def test_a_state_of_other_shape_is_refused(whole: Path) -> None:
