@@ -45,9 +45,9 @@ class Model(configs.Declarations):
 class Config(configs.Config):
     """An autoencoder of digits."""
 
-    data: Digits = dataclasses.field(default_factory=Digits)
+    data: Digits = Digits()
     model: Model = Model()
-    optimizer: configs.Optimizer = dataclasses.field(default_factory=configs.Optimizer)
+    optimizer: configs.Optimizer = configs.Optimizer()
 
 
 def build(config: Config) -> Autoencoder:

@@ -159,7 +159,6 @@ class Denoise(restoration.Restoration):
     config: Config
 
     def __init__(self, config: Config) -> None:
-        self.sigma = config.data.sigma / 255
         model = UNet(
             config.model.features,
             kernel_regularizer=config.model.regularizer(),
@@ -167,6 +166,11 @@ class Denoise(restoration.Restoration):
             dtype=config.train.compute_dtype,
         )
         super().__init__(config, model, channels=1, reach=model.reach, grid=model.grid)
+
+    @property
+    def sigma(self) -> float:
+        """The standard deviation of the noise, where white is 1."""
+        return self.config.data.sigma / 255
 
     def examples(self, image: np.ndarray) -> list[np.ndarray]:
         """The luminance."""

@@ -75,7 +75,7 @@ class Optimizer:
 class Config(configs.Config):
     """A GAN of digits."""
 
-    data: Digits = dataclasses.field(default_factory=Digits)
+    data: Digits = Digits()
     model: Model = Model()
     optimizer: Optimizer = Optimizer()
 
@@ -171,11 +171,9 @@ class GAN:
         self.split = split
         generator, discriminator = nnx.eval_shape(lambda: self.models(jax.random.key(0)))
         self.rules = rules(generator)
-        self.graphs = nnx.graphdef(generator), nnx.graphdef(discriminator)
-        self.optimizers = (
-            transforms.with_rules(self.adam(config.optimizer.generator), self.rules),
-            self.adam(config.optimizer.discriminator),
-        )
+        self.g_graph, self.d_graph = nnx.graphdef(generator), nnx.graphdef(discriminator)
+        self.g_optimizer = transforms.with_rules(self.adam(config.optimizer.generator), self.rules)
+        self.d_optimizer = self.adam(config.optimizer.discriminator)
         self.generate = jax.jit(self.generated)
         self.about = [f"{len(split.train)} images to train on, {len(split.heldout)} held out"]
 
@@ -209,8 +207,8 @@ class GAN:
             statistics=statistics,
             averaged=(params, statistics),
             discriminator=judging,
-            generator_opt=self.optimizers[0].init(params),
-            discriminator_opt=self.optimizers[1].init(judging),
+            generator_opt=self.g_optimizer.init(params),
+            discriminator_opt=self.d_optimizer.init(judging),
         )
 
     def batch(self, rng: np.random.Generator) -> Batch:
@@ -224,13 +222,13 @@ class GAN:
         """One update of both, each against what the other was before."""
 
         def generated(params: Any) -> tuple[jax.Array, Any]:
-            generator = nnx.merge(self.graphs[0], params, state.statistics, copy=True)
+            generator = nnx.merge(self.g_graph, params, state.statistics, copy=True)
             return generator(batch["codes"]), nnx.state(generator, nnx.BatchStat)
 
         def judged(params: Any, images: jax.Array) -> jax.Array:
-            return nnx.merge(self.graphs[1], params)(images)
+            return nnx.merge(self.d_graph, params)(images)
 
-        def discriminator_loss(params: Any) -> jax.Array:
+        def discriminator_loss(params: Any, fake: jax.Array) -> jax.Array:
             # Apart, since images that are normalized together tell too much about each other.
             real, false = judged(params, batch["images"]), judged(params, fake)
             return mean(nnx.softplus(-real)) + mean(nnx.softplus(false))
@@ -239,16 +237,16 @@ class GAN:
             return mean(nnx.softplus(-judged(state.discriminator, fake)))
 
         fake, pull, statistics = jax.vjp(generated, state.generator, has_aux=True)
-        caught, slope = jax.value_and_grad(discriminator_loss)(state.discriminator)
-        updates, discriminator_opt = self.optimizers[1].update(
-            slope, state.discriminator_opt, state.discriminator
+        d_loss, d_gradient = jax.value_and_grad(discriminator_loss)(state.discriminator, fake)
+        updates, discriminator_opt = self.d_optimizer.update(
+            d_gradient, state.discriminator_opt, state.discriminator
         )
         discriminator = optax.apply_updates(state.discriminator, updates)
 
-        loss, slope = jax.value_and_grad(generator_loss)(fake)
-        (slope,) = pull(slope)
-        updates, generator_opt = self.optimizers[0].update(
-            slope, state.generator_opt, state.generator
+        loss, image_gradient = jax.value_and_grad(generator_loss)(fake)
+        (g_gradient,) = pull(image_gradient)
+        updates, generator_opt = self.g_optimizer.update(
+            g_gradient, state.generator_opt, state.generator
         )
         generator = optax.apply_updates(state.generator, updates)
         averaged = optax.incremental_update(
@@ -257,7 +255,7 @@ class GAN:
         new = State(
             generator, statistics, averaged, discriminator, generator_opt, discriminator_opt
         )
-        return new, {"loss": loss, "discriminator_loss": caught}
+        return new, {"loss": loss, "discriminator_loss": d_loss}
 
     def params(self, state: State) -> Any:
         """The generator's parameters, which are those under constraints."""
@@ -305,5 +303,5 @@ class GAN:
 
     def generated(self, averaged: Any, codes: jax.Array) -> jax.Array:
         """Images by the averaged generator, with the statistics that it has learned."""
-        generator = nnx.merge(self.graphs[0], *averaged)
+        generator = nnx.merge(self.g_graph, *averaged)
         return nnx.view(generator, use_running_average=True)(codes)

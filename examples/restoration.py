@@ -54,7 +54,7 @@ class Config(configs.Config):
 
     data: Data = Data()
     model: Model = Model()
-    optimizer: configs.Optimizer = dataclasses.field(default_factory=configs.Optimizer)
+    optimizer: configs.Optimizer = configs.Optimizer()
 
 
 class Pair(NamedTuple):
