@@ -152,8 +152,25 @@ def test_a_quick_run_writes_what_it_measured(
 
     shown = capsys.readouterr().out
     assert "unet2x2: 2×5×5×4 → 3, 2×2 / 2" in shown  # noqa: RUF001
-    assert "summary" in shown
+    assert report["summary"] == []
+    assert "summary" not in shown
     assert ElementTree.parse(picture).getroot().tag == "{http://www.w3.org/2000/svg}svg"
+
+
+@pytest.mark.parametrize("options", [[], ["--quick"], ["--layers", "fcn,large"]], ids=str)
+def test_goals_are_judged_of_all_layers_in_full_size_alone(
+    options: list[str], main: Any, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def bench(layers: Any, *_: Any) -> Any:
+        one = {"upconv": {**row(forward=2, step=10), "step_spread": 1.1, "temp_ratio": 1.5}}
+        return dict.fromkeys(layers, one)
+
+    monkeypatch.setattr(command, "bench_layers", bench)
+    main([*options, "--peers", "upconv"])
+    shown = capsys.readouterr().out
+    assert "fcn: 1" in shown
+    assert ("reached" in shown) == (options == [])
 
 
 def test_every_way_of_every_map_is_timed(main: Any, tmp_path: Path) -> None:
@@ -407,7 +424,8 @@ def test_on_a_gpu_others_need_one_too(monkeypatch: pytest.MonkeyPatch) -> None:
      (["--maps", "--chart", "speed.svg"], "--chart draws training steps, which --maps does not"),
      (["--maps", "--peers", "flax"], "--maps measures none of --peers"),
      (["--quick", "--rounds", "1"], "--quick makes one round, whatever --rounds says"),
-     (["--json", "one", "--chart", "./one"], "--json and --chart must be two files, got one")],
+     (["--json", "one", "--chart", "./one"], "--json and --chart must be two files, got one"),
+     (["--chart", "a.png"], "--chart draws an SVG: its file must end in .svg, got a.png")],
 )  # fmt: skip
 def test_bad_options_are_named(
     options: list[str], message: str, capsys: pytest.CaptureFixture[str]
@@ -419,10 +437,19 @@ def test_bad_options_are_named(
 
 def test_a_chart_of_nobody_is_refused(main: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "bench_layers", lambda *_: pytest.fail("measured"))
-    for peers in ("upconv", "torch"):
-        monkeypatch.setitem(PEERS, "torch", Peer("a_package_that_nobody_has", PEERS["torch"].build))
+    for name in PEERS.keys() - {"upconv"}:
+        monkeypatch.setitem(PEERS, name, Peer("a_package_that_nobody_has", PEERS[name].build))
+    for options in ([], ["--peers", "upconv"]):
         with pytest.raises(SystemExit, match="--chart draws peers of upconv, and none takes part"):
-            main(["--quick", "--peers", peers, "--chart", "speed.svg"])
+            main(["--quick", *options, "--chart", "speed.svg"])
+
+
+def test_a_peer_that_was_named_must_take_part(main: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "bench_layers", lambda *_: pytest.fail("measured"))
+    monkeypatch.setitem(PEERS, "torch", Peer("a_package_that_nobody_has", PEERS["torch"].build))
+    message = "--peers: torch cannot take part: it is not installed"
+    with pytest.raises(SystemExit, match=message):
+        main(["--quick", "--peers", "flax,torch"])
 
 
 @pytest.mark.parametrize("option", ["--json", "--chart"])

@@ -19,7 +19,7 @@ from upconv.bench.comparing import bench_layers
 from upconv.bench.layers import LAYERS, TIMES, LayerSpec
 from upconv.bench.maps import bench_maps
 from upconv.bench.measuring import QUICK, Effort
-from upconv.bench.peers import OURS, PEERS, present
+from upconv.bench.peers import OURS, PEERS, present, why_not
 from upconv.bench.results import all_ratios, summary
 
 DESCRIPTION = "How fast the layer is on this machine, compared with every peer that is installed."
@@ -44,6 +44,8 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("--maps measures none of --peers: drop one of them")
     if args.chart and args.json and args.chart.resolve() == args.json.resolve():
         parser.error(f"--json and --chart must be two files, got {args.chart} for both")
+    if args.chart and args.chart.suffix.lower() != ".svg":
+        parser.error(f"--chart draws an SVG: its file must end in .svg, got {args.chart}")
     return args
 
 
@@ -60,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         type=_names(LAYERS),
         default=list(LAYERS),
         metavar="NAME,...",
-        help="some of the layers listed below (default: all)",
+        help="some of the layers listed below (default: all; only then are goals judged)",
     )
     add(
         "--peers",
@@ -169,14 +171,19 @@ def _settings(
 def _measure_peers(
     args: argparse.Namespace, layers: Mapping[str, LayerSpec], effort: Effort
 ) -> dict[str, Any]:
+    for name in args.peers or ():
+        if reason := why_not(name):
+            sys.exit(f"--peers: {name} cannot take part: {reason}")
     peers = present(args.peers or PEERS)
     if args.chart and peers == [OURS]:
         sys.exit(f"--chart draws peers of {OURS}, and none takes part")
     results = bench_layers(layers, peers, args.dtype, effort, _tell)
     for name, layer in layers.items():
         report.show_layer(layer, results[name])
-    lines = summary(results)
-    report.show_summary(lines)
+    # The goals were set for all layers together, in their full size.
+    lines = summary(results) if layers == LAYERS else []
+    if lines:
+        report.show_summary(lines)
     return {"results": results, "ratios": all_ratios(results), "summary": lines}
 
 
