@@ -49,6 +49,16 @@ class Config:
     seed: int = 0
     picture: Path = PICTURE
 
+    def __post_init__(self) -> None:
+        # As ValueErrors, which tyro shows.
+        for key in ("steps", "learning_rate", "features"):
+            if not 0 < (value := getattr(self, key)) < float("inf"):
+                raise ValueError(f"{key}: must be positive and finite, got {value!r}")
+        if not 0 <= self.seed < 2**63:  # JAX takes no larger ones
+            raise ValueError(f"seed: must be from 0 to below 2**63, got {self.seed!r}")
+        if reason := pictures.no_format(self.picture, "L"):
+            raise ValueError(f"picture: {self.picture}: {reason}")
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -191,6 +201,7 @@ def picture(rows: dict[str, list[tuple[str, np.ndarray]]]) -> Image.Image:
 
 def main(config: Config, say: Callable[[str], None] = print) -> None:
     """Measures the checkerboards, says how strong they are, and draws the picture."""
+    config.picture.parent.mkdir(parents=True, exist_ok=True)
     large = photograph()
     rows = {}
     for steps in (0, config.steps):
@@ -202,7 +213,6 @@ def main(config: Config, say: Callable[[str], None] = print) -> None:
             (f"{label}: {100 * energy:#.2g}".rstrip(".") + " %", panel(image, large))
             for label, (image, energy) in found.items()
         ]
-    config.picture.parent.mkdir(parents=True, exist_ok=True)
     picture(rows).save(config.picture, optimize=True)
     say(f"the picture is {config.picture}")
 

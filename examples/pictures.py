@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +62,22 @@ def enlarged(picture: np.ndarray, times: int = 2) -> np.ndarray:
     (6, 10)
     """
     return picture.repeat(times, axis=0).repeat(times, axis=1)
+
+
+def no_format(path: Path, mode: str) -> str | None:
+    """Why Pillow can write no picture with pixels of a mode under a file's name; None if it can.
+
+    >>> no_format(Path("cat.xyz"), "L")
+    'Pillow writes no files of this name; try .png'
+    """
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    if kind not in Image.SAVE:
+        return "Pillow writes no files of this name; try .png"
+    try:
+        Image.new(mode, (8, 8)).save(BytesIO(), kind)
+    except OSError as error:
+        return f"{error}; try .png"
+    return None
 
 
 def save(path: Path, picture: np.ndarray) -> None:

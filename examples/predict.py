@@ -16,7 +16,6 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from contextlib import closing
-from io import BytesIO
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,6 +27,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 import config as configs
 import photos
+import pictures
 import restoration
 from checkpoint import CheckpointError, Checkpoints
 from denoise import Denoise
@@ -193,17 +193,12 @@ def write(path: Path, picture: Picture) -> None:
 
 def check_writable(path: Path, mode: str, *, overwrite: bool) -> None:
     """Raises a PictureError for a file that must not, or cannot, be written with such pixels."""
-    kind = Image.registered_extensions().get(path.suffix.lower())
-    if kind not in Image.SAVE:
-        raise PictureError(f"{path}: Pillow writes no files of this name; try .png")
+    if reason := pictures.no_format(path, mode):
+        raise PictureError(f"{path}: {reason}")
     if not path.parent.is_dir():
         raise PictureError(f"{path}: there is no folder {path.parent}")
     if path.exists() and not overwrite:
         raise PictureError(f"{path}: exists already; replace it with --overwrite")
-    try:
-        Image.new(mode, (8, 8)).save(BytesIO(), kind)
-    except OSError as error:
-        raise PictureError(f"{path}: {error}; try .png") from error
 
 
 def middle(image: np.ndarray) -> np.ndarray:

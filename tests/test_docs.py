@@ -8,6 +8,7 @@ import inspect
 import pkgutil
 import re
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import griffe
@@ -239,6 +240,24 @@ def test_the_picture_of_checkerboards_has_a_panel_for_everything(tmp_path: Path)
     with Image.open(path) as made, Image.open(DOCS / "images" / "checkerboard.png") as shown:
         assert made.size == shown.size
         assert np.asarray(made).std() > 30
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "rule"),
+    [
+        ("steps", 0, "must be positive and finite, got 0"),
+        ("learning_rate", float("nan"), "must be positive and finite, got nan"),
+        ("features", -1, "must be positive and finite, got -1"),
+        ("seed", -1, r"must be from 0 to below 2\*\*63, got -1"),
+        ("seed", 2**63, r"must be from 0 to below 2\*\*63, got 9223372036854775808"),
+        ("picture", Path("cb.xyz"), "cb.xyz: Pillow writes no files of this name; try .png"),
+    ],
+)
+def test_what_no_checkerboard_can_be_made_with_is_refused_first(
+    key: str, value: Any, rule: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^{key}: {rule}"):
+        checkerboard.Config(**{key: value})
 
 
 # ------------------------------------------------------------------ drawings
