@@ -239,7 +239,7 @@ def test_only_what_is_designed_stands_at_the_top() -> None:
     assert top <= required | optional
 
 
-def test_only_jax_flax_and_optax_are_needed_to_run() -> None:
+def test_only_jax_with_its_numpy_flax_and_optax_are_needed_to_run() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     names = [requirement.split(">=")[0] for requirement in project["dependencies"]]
-    assert sorted(names) == ["flax", "jax", "jaxlib", "optax"]
+    assert sorted(names) == ["flax", "jax", "jaxlib", "numpy", "optax"]
