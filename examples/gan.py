@@ -18,7 +18,7 @@ import digits
 import pictures
 from digits import Digits
 from frechet import Critic
-from task import DEVICES, Batch, Figures, in_pieces, mean
+from task import DEVICES, Batch, Figures, fitting, in_pieces, mean
 from upconv import transforms
 from upconv.nnx import Conv2DTranspose, rules
 from upconv.rules import Constraint, Regularizer
@@ -170,7 +170,7 @@ class GAN:
         self.config = config
         self.split = split
         generator, discriminator = nnx.eval_shape(lambda: self.models(jax.random.key(0)))
-        self.rules = rules(generator)
+        self.rules = fitting(rules(generator), nnx.state(generator, nnx.Param))
         self.g_graph, self.d_graph = nnx.graphdef(generator), nnx.graphdef(discriminator)
         self.g_optimizer = transforms.with_rules(self.adam(config.optimizer.generator), self.rules)
         self.d_optimizer = self.adam(config.optimizer.discriminator)

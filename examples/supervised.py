@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 import config as configs
-from task import mean
+from task import fitting, mean
 from upconv import linen, transforms
 
 
@@ -47,7 +47,7 @@ class Supervised(ABC):
                 f"{type(model).__name__}: its task needs a state and a step of its own"
             )
         self.model, self.example = model, example
-        self.rules = linen.rules(model, example)
+        self.rules = fitting(linen.rules(model, example), made["params"])
         rate = optax.cosine_decay_schedule(optimizer.learning_rate, steps)
         self.optimizer = transforms.with_rules(optax.adam(rate), self.rules)
 

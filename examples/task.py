@@ -13,7 +13,6 @@ README.md says which files it needs.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any, Protocol
@@ -21,7 +20,6 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 import config as configs
 from upconv import constraints, transforms
@@ -80,31 +78,20 @@ def build(config: configs.Config) -> Task:
     Raises:
       ConfigError: for a key that does not suit the data or the model.
     """
-    task = import_module(config.task).build(config)
-    check_rules(task)
-    return task
+    return import_module(config.task).build(config)
 
 
-def check_rules(task: Task) -> None:
-    """Raises a ConfigError if a regularizer or constraint cannot be applied to its parameter."""
-    params = task.params(jax.eval_shape(task.init, jax.random.key(0)))
-    shapes = {path: leaf.shape for path, leaf in named_leaves(params)}
-    for path, rule in task.rules.items():
-        halves = {
-            "regularizer": dataclasses.replace(rule, constraint=None),
-            "constraint": dataclasses.replace(rule, regularizer=None),
-        }
-        for kind, half in halves.items():
-            # What the optimizer will do in every step, on shapes alone.
-            optimizer = transforms.with_rules(optax.identity(), {path: half})
+def fitting(rules: Mapping[str, Rule], params: Any) -> Mapping[str, Rule]:
+    """The rules, or a ConfigError that names the key of one that cannot be applied."""
+    carried_out = {"regularizer": transforms.add_regularization, "constraint": transforms.project}
+    for path, rule in rules.items():
+        for kind, transformation in carried_out.items():
             try:
-                jax.eval_shape(optimizer.update, params, optimizer.init(params), params)
-            except (TypeError, ValueError) as error:
-                raise configs.ConfigError(
-                    f"{getattr(rule, kind)} cannot be applied to {path}, whose shape is "
-                    f"{shapes[path]}: {error}",
-                    key=f"model.{path.rpartition('/')[2]}_{kind}",
-                ) from error
+                transformation({path: rule}).init(params)
+            except ValueError as error:
+                key = f"model.{path.rpartition('/')[2]}_{kind}"
+                raise configs.ConfigError(str(error), key=key) from error
+    return rules
 
 
 def mean(x: jax.Array) -> jax.Array:

@@ -147,7 +147,7 @@ BAD_FILES = [
     ("[model]\nkernel_constraint = 'L2(1e-3)'", "model.kernel_constraint"),
     (
         "[model]\nkernel_constraint = 'MaxNorm(axis=(0, 1, 7))'",
-        "axis=(0, 1, 7)) cannot be applied to decoder/up1/kernel, whose shape is (4, 4, 24, 48): ",
+        "axis=(0, 1, 7)) cannot be applied to 'decoder/up1/kernel', whose shape is (4, 4, 24, 48)",
     ),
     ("[model]\nkernel_constraint = 'MaxNorm(axis=(0, -4))'", "model.kernel_constraint"),
     ("[model]\nkernel_regularizer = 'MaxNorm(2.0)'", "model.kernel_regularizer"),

@@ -756,11 +756,9 @@ def test_each_slice_of_a_stacked_kernel_is_under_its_constraint_by_itself() -> N
 
 
 def test_the_rule_at_fault_is_named_by_its_parameter() -> None:
-    made = toy.build(toy.Config("toy"))
-    made.rules = {"up/bias": Rule(constraint=constraints.MaxNorm(1.0, axis=3))}
-    made.params = lambda state: {"up": {"bias": jax.numpy.zeros(2)}}
+    rules = {"up/bias": Rule(constraint=constraints.MaxNorm(1.0, axis=3))}
     with pytest.raises(configs.ConfigError, match=r"^model\.bias_constraint: MaxNorm\(.*up/bias"):
-        task.check_rules(made)
+        task.fitting(rules, {"up": {"bias": np.zeros(2)}})
 
 
 def report_of(constraint: Any, kernel: np.ndarray, **stacked: Any) -> dict[str, Any]:

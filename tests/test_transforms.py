@@ -473,8 +473,14 @@ def test_errors_within_rules_say_whose_they_are() -> None:
     axis = MaxNorm(axis=1)  # of a bias
     for rule, what in ((Rule(None, axis), "constraint"), (Rule(axis), "regularizer")):
         optimizer = with_rules(optax.sgd(0.1), {"up/bias": rule})
-        with pytest.raises(ValueError, match=r"axis must name .*, got 1 for \(3,\)") as info:
+        unchecked = with_rules(optax.sgd(0.1), {}).init(params)
+        cannot = (
+            r"^MaxNorm\(.*\) cannot be applied to 'up/bias', whose shape is \(3,\): axis .* 1 for"
+        )
+        with pytest.raises(ValueError, match=cannot):
             optimizer.init(params)
+        with pytest.raises(ValueError, match=r"axis must name .*, got 1 for \(3,\)") as info:
+            optimizer.update(params, unchecked, params)
         assert any(f"in the {what} of 'up/bias'" in note for note in info.value.__notes__)
 
 

@@ -72,8 +72,9 @@ def add_regularization(rules: Rules) -> optax.GradientTransformation:
 
     Raises:
       TypeError: if `rules` is not a mapping from strings to `Rule`.
-      ValueError: (from `init` and `update`) if a rule matches no parameter, `params` is not given,
-        or a regularizer does not return a scalar.
+      ValueError: (from `init` and `update`) if a rule matches no parameter or cannot be applied to
+        it, `params` is not given, updates do not have their structure and shapes, or a regularizer
+        does not return a scalar.
 
     >>> transform = add_regularization({"kernel": Rule(regularizer=lambda w: jnp.sum(w**2))})
     >>> params = {"kernel": jnp.array([1.0, -2.0])}
@@ -88,7 +89,7 @@ def add_regularization(rules: Rules) -> optax.GradientTransformation:
         slope = jax.grad(partial(_regularizer_value, path, rule))(at_least_float32(param))
         return (at_least_float32(update) + slope).astype(update.dtype)
 
-    return _per_parameter(rules, regularize)
+    return _per_parameter(rules, "regularizer", regularize)
 
 
 def project(rules: Rules) -> optax.GradientTransformation:
@@ -108,8 +109,9 @@ def project(rules: Rules) -> optax.GradientTransformation:
 
     Raises:
       TypeError: if `rules` is not a mapping from strings to `Rule`.
-      ValueError: (from `init` and `update`) if a rule matches no parameter, `params` is not given,
-        or a constraint changes shape or dtype.
+      ValueError: (from `init` and `update`) if a rule matches no parameter or cannot be applied to
+        it, `params` is not given, updates do not have their structure and shapes, or a constraint
+        changes shape or dtype.
 
     >>> optimizer = optax.chain(optax.sgd(1.0), project({"kernel": Rule(constraint=jax.nn.relu)}))
     >>> params = {"kernel": jnp.array([1.0, 2.0])}
@@ -129,7 +131,7 @@ def project(rules: Rules) -> optax.GradientTransformation:
         allowed = _constrained(path, rule, rule.constraint, wanted)
         return (allowed - param).astype(dtype)
 
-    return _per_parameter(rules, constrain)
+    return _per_parameter(rules, "constraint", constrain)
 
 
 def with_rules(
@@ -183,9 +185,12 @@ def with_rules(
 
 
 def _per_parameter(
-    rules: Rules, act: Callable[[str, Rule, jax.Array, jax.Array], jax.Array]
+    rules: Rules, kind: str, act: Callable[[str, Rule, jax.Array, jax.Array], jax.Array]
 ) -> optax.GradientTransformation:
-    """A stateless transformation that maps `act` over the parameters that have a rule."""
+    """A stateless transformation that maps `act` over the parameters that have a rule.
+
+    `kind` is the attribute of a rule that `act` carries out.
+    """
     rules = _checked(rules)
 
     def init(params: optax.Params) -> optax.EmptyState:
@@ -195,7 +200,13 @@ def _per_parameter(
         # A rule that does not fit its parameter fails here, and not within the first step.
         for path, param in named_leaves(params, _is_hole):
             if not _is_hole(param) and path in rules:
-                jax.eval_shape(partial(act, path, rules[path]), param, param)
+                try:
+                    jax.eval_shape(partial(act, path, rules[path]), param, param)
+                except (TypeError, ValueError) as error:
+                    raise ValueError(
+                        f"{getattr(rules[path], kind)!r} cannot be applied to {path!r}, whose "
+                        f"shape is {jnp.shape(param)}: {error}"
+                    ) from error
         return optax.EmptyState()
 
     def update(
