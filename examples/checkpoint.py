@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 logging.getLogger("absl").setLevel(logging.ERROR)
 
 FORMAT = 2
-"""The version of what is saved. A checkpoint of a later one is refused."""
+"""The version of what is saved. A checkpoint of another one is refused."""
 
 
 class CheckpointError(RuntimeError):
@@ -68,15 +68,14 @@ class Checkpoints:
         """The table beside the newest state.
 
         Raises:
-          CheckpointError: if it cannot be read, or was written by a later version of this module.
+          CheckpointError: if it cannot be read, or has another format.
         """
         about = self._restore(about=ocp.args.JsonRestore())["about"]
         if not isinstance(about, dict) or type(about.get("format")) is not int:
             raise CheckpointError(f"{self._newest}: not a checkpoint of this trainer")
-        if about["format"] > FORMAT:
+        if about["format"] != FORMAT:
             raise CheckpointError(
-                f"{self._newest}: its format, {about['format']}, is newer than this trainer's, "
-                f"{FORMAT}"
+                f"{self._newest}: its format is {about['format']}, this trainer's is {FORMAT}"
             )
         return about
 

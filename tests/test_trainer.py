@@ -648,11 +648,12 @@ def about_files(run: Path) -> Iterator[Path]:
 @pytest.mark.parametrize(
     ("written", "told"),
     [
-        ({"format": checkpoint.FORMAT + 1}, "newer"),
+        ({"format": checkpoint.FORMAT + 1}, "its format is 3, this trainer's is 2"),
+        ({"format": checkpoint.FORMAT - 1}, "its format is 1, this trainer's is 2"),
         ({"format": "1"}, "not a checkpoint of this trainer"),
         ([], "not a checkpoint of this trainer"),
     ],
-    ids=["newer", "string", "list"],
+    ids=["newer", "older", "string", "list"],
 )
 def test_another_format_is_refused(
     written: Any, told: str, path: Path, whole: Path, tmp_path: Path,
