@@ -594,7 +594,7 @@ REST: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (
         lambda: linen.rules(jnp.ones((99, 99))),
         TypeError,
-        "module must be an instance of flax.linen.Module, got an instance of jax",
+        "module must be an instance of flax.linen.Module, got an array of shape",
     ),
     (
         lambda: upconv.initializers.he_normal()(jax.random.key(0), (3, 2, 0)),
