@@ -276,9 +276,16 @@ MUTATIONS = [
     Mutation(
         "symbolic channels are taken for known ones",
         "auto/__init__",
-        "(batch, *g.output_size, *kernel_shape)",
-        "(batch, *g.output_size)",
+        "(*g.output_size, *kernel_shape)",
+        "g.output_size",
         ("test_transformations", "symbolic_channels"),
+    ),
+    Mutation(
+        "a symbolic batch is cut into strips",
+        "auto/__init__",
+        'if symbolic and found.correlate_kernel != "matmul":',
+        "if False:",
+        ("test_transformations", "symbolic_batch"),
     ),
     Mutation(
         "products of a single pixel meet",

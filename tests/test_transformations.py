@@ -20,8 +20,19 @@ from jax import export
 
 import oracle
 import upconv
-from cases import Case, by_name, draw
-from checks import PLAIN, Function, close, convolution, layer, loss, with_gradients
+from cases import CASES, Case, by_name, draw
+from checks import (
+    AS_IF_LARGE,
+    PLAIN,
+    Function,
+    close,
+    convolution,
+    layer,
+    limited,
+    loss,
+    with_gradients,
+)
+from upconv import auto, geometry
 
 OURS = ("auto", "input_dilation", "subpixel", "matmul")
 SOME = by_name("1d_circular_odd", "2d_unequal", "2d_groups", "3d_dilation")
@@ -500,6 +511,37 @@ class TestExport:
             gw = oracle.correlate_kernel(x, np.sin(y), case.kernel_size, **case.convolution)
             for got in exported.call(x, w):
                 close(got, [y, gx, gw])
+
+    @pytest.mark.parametrize("limits", [{}, AS_IF_LARGE], ids=["as they are", "as if large"])
+    @pytest.mark.parametrize("case", [c for c in CASES if len(c.batch) == 1][2::4], ids=str)
+    def test_a_symbolic_batch(self, case: Case, limits: Any, rng: np.random.Generator) -> None:
+        """Its ways are those of a usual batch, as far as they can do without knowing it."""
+        (n,) = export.symbolic_shape("n")
+
+        def step(x: Any, w: Any) -> Any:
+            y, pull = jax.vjp(layer(case), x, w)
+            return [y, *pull(jnp.sin(y))]
+
+        shapes = (n, *case.spatial, case.c_in), case.kernel_shape
+        with limited(limits):
+            exported = export.export(jax.jit(step))(
+                *(jax.ShapeDtypeStruct(s, "float32") for s in shapes)
+            )
+        for images in (1, 3):
+            x, w = draw(rng, (images, *case.spatial, case.c_in), case.kernel_shape)
+            close(exported.call(x, w), case.maps(x, w, np.sin(case.scatter(x, w))))
+
+    @pytest.mark.parametrize("platform", auto.RULES)
+    def test_the_ways_of_a_symbolic_batch(self, platform: str) -> None:
+        (n,) = export.symbolic_shape("n")
+        for case in CASES:
+            g = geometry.transposed(case.spatial, case.kernel_size, **case.layer)
+            usual, symbolic = (
+                auto.ways(g, batch, case.kernel_shape, np.dtype("float32"), platform)
+                for batch in (auto.USUAL_BATCH, n)
+            )
+            assert symbolic[:2] == usual[:2]
+            assert symbolic.correlate_kernel in ("matmul", "backward_filter")
 
     @pytest.mark.parametrize("sizes", ["c, 6", "3, o", "c, o"])
     @pytest.mark.parametrize("lowering", [*OURS, "lax"])

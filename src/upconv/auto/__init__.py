@@ -23,6 +23,10 @@ RULES: dict[str, Callable[[Layer], Ways]] = {"cpu": cpu.ways, "cuda": cuda.ways}
 # Stands for the platform where XLA's partitioner splits a map over several devices.
 PARTITIONED = "partitioned"
 
+# How many images a symbolic batch is taken to have. T of any 1x16x16x21 -> 21, 32x32 / 16, on CPU:
+# 0.01; of any 2x64x64x128 -> 64, 3x3 / 2: 0.8.
+USUAL_BATCH = 32
+
 
 def ways(
     g: Geometry, batch: Size, kernel_shape: Sequence[int], dtype: Any, platform: str | None
@@ -31,7 +35,7 @@ def ways(
 
     Args:
       g: the geometry.
-      batch: `N`.
+      batch: `N`; if symbolic, taken for `USUAL_BATCH`.
       kernel_shape: `(*k, co, groups * ci)`.
       dtype: of the operands.
       platform: of the single device that computes the map, or `PARTITIONED`. Without rules there
@@ -42,8 +46,13 @@ def ways(
         # Of a mesh axis without a part in the batch, the partitioner multiplies this G by the size,
         # and where it splits channels it may abort (jaxlib 0.10.2 and 0.12.0.1).
         return CONVOLUTIONS._replace(correlate_kernel="matmul")
-    static = all(isinstance(n, int) for n in (batch, *g.output_size, *kernel_shape))
+    static = all(isinstance(n, int) for n in (*g.output_size, *kernel_shape))
     if platform not in RULES or not static:
         return CONVOLUTIONS
+    symbolic = not isinstance(batch, int)
+    batch = USUAL_BATCH if symbolic else batch
     filters, channels = kernel_shape[-2:]
-    return RULES[platform](Layer(g, batch, filters, channels // g.groups, jnp.dtype(dtype)))
+    found = RULES[platform](Layer(g, batch, filters, channels // g.groups, jnp.dtype(dtype)))
+    if symbolic and found.correlate_kernel != "matmul":
+        return found._replace(correlate_kernel="backward_filter")  # others cut the batch
+    return found

@@ -172,8 +172,10 @@ def _is_faster_by_eigen(lhs: jax.Array, rhs: jax.Array, window: _Window) -> bool
     1x256x256x64 -> 64, 4x4 / 2: 1.1. With jaxlib 0.12, of 32x8x8x256 -> 512, 4x4 / 2: 0.9, and 0.4
     on the Xeon. But of 2x64x64x128 -> 64, 3x3: 1.15, and of 32x28x28x48 -> 3, 5x5: 4.
     """
-    if not all(isinstance(n, int) for n in lhs.shape):
+    batch, *image = lhs.shape
+    if not all(isinstance(n, int) for n in image):
         return False
+    alone = isinstance(batch, int) and batch <= 1
     axes = list(zip(lhs.shape[1:], window.padding, window.rhs_dilation, rhs.shape, strict=False))
     smaller = all(lo + hi <= d * (k - 1) for _, (lo, hi), d, k in axes)
     plain = window.groups == 1 and tuple(window.lhs_dilation) == (1, 1)
@@ -182,12 +184,12 @@ def _is_faster_by_eigen(lhs: jax.Array, rhs: jax.Array, window: _Window) -> bool
     if not (plain and smaller and many):
         return False
     if not cpu.PARALLEL_YNNPACK:
-        return lhs.shape[0] > 1 or lhs.size < LARGE_ALONE
+        return not alone or lhs.size < LARGE_ALONE
     pixels = math.prod(
         (n + lo + hi - d * (k - 1) - 1) // s + 1
         for (n, (lo, hi), d, k), s in zip(axes, window.strides, strict=True)
     )
-    return lhs.shape[0] > 1 and pixels <= EIGEN_PIXELS
+    return not alone and pixels <= EIGEN_PIXELS
 
 
 def convolve_planes(
