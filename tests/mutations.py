@@ -591,9 +591,9 @@ MUTATIONS = [
     ),
     Mutation(
         "taps of a dilated kernel are sought in one phase",
-        "lowering/filters",
-        "if any(s > 1 and d > 1 for",
-        "if any(s > 9 and d > 9 for",
+        "auto/cpu",
+        "if one_phase and short and",
+        "if short and",
         ("test_functional", "test_case and dilation"),
     ),
     Mutation(

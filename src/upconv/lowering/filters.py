@@ -200,10 +200,8 @@ def phase_filter(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> jax.
     many as the phases. A small batch is cut into strips here, too: 0.35 on
     1x128x128x3 -> 96, 5x5 / 1.
 
-    The window moves from tap to tap, which are in one phase only at stride 1 or without dilation.
+    The window moves from tap to tap, which must be in one phase: at stride 1 or without dilation.
     """
-    if any(s > 1 and d > 1 for s, d in zip(g.strides, g.dilation_rate, strict=True)):
-        return flat_filter(x, y, g, num)
     rows, _ = _cut(x.shape[0], 0, g)
     if rows < g.input_size[0]:
         g, met = _strip(g, rows)
