@@ -434,6 +434,7 @@ def losses(variables: Mapping[str, Any]) -> jax.Array:
 
     Raises:
       TypeError: if `variables` is not a mapping.
+      ValueError: if it is the collection `losses` itself.
 
     >>> layer = Conv1DTranspose(2, 3, activity_regularizer=jnp.sum, bias_initializer=None)
     >>> variables = layer.init(jax.random.key(0), jnp.ones((2, 8, 3)))
@@ -443,9 +444,10 @@ def losses(variables: Mapping[str, Any]) -> jax.Array:
     """
     if not isinstance(variables, Mapping):
         raise TypeError(f"variables must be a mapping of collections, got {shown(variables)}")
-    sown = [path.rpartition("/")[2] for path, _ in named_leaves(variables)]
-    if set(sown) == {"activity"} and "losses" not in variables:
-        raise ValueError("variables must hold the collection 'losses', got what is in it")
+    if "losses" not in variables:
+        sown = {path.rpartition("/")[2] for path, _ in named_leaves(variables)}
+        if sown == {"activity"}:
+            raise ValueError("variables must hold the collection 'losses', got what is in it")
     return total(map(jnp.sum, jax.tree.leaves(variables.get("losses", {}))))
 
 
