@@ -25,7 +25,7 @@ from cases import Case, by_name
 from upconv import auto
 from upconv.auto import cpu, cuda
 from upconv.lowering import convolution as xla_convolution
-from upconv.lowering import filters, phases
+from upconv.lowering import phases, strips
 
 # Sums of up to 6,000 terms in any order and blocking stay below 2 units; one that lost an operand,
 # or was carried in bfloat16 where it should not, is off by thousands.
@@ -49,9 +49,11 @@ AS_IF_LARGE: Limits = {
         "PARALLEL_YNNPACK": False,
         "MANY_CHANNELS": 8,
         "MANY_PRODUCTS": 8,
+        "MANY_MEET": 0,
+        "MUCH": 0,
     },
     xla_convolution: {"EIGEN_TAKES": 2, "EIGEN_GIVES": 2, "EIGEN_PRODUCTS": 4},
-    filters: {"PIECE": 64, "IMAGES": 2},
+    strips: {"PIECE": 64, "IMAGES": 2},
     phases: {"UNROLLED": range(2, 100)},
 }
 # The rules of a GPU, by which a CPU computes the same numbers.

@@ -7,6 +7,7 @@ compiled as one program, which takes a third of the time.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -276,6 +277,29 @@ def test_zeros_between_taps_are_not_multiplied(case: Case) -> None:
     text = jax.jit(layer(case, "subpixel")).lower(*shapes).as_text()
     assert "rhs_dilate = [2, " in text
     assert "stablehlo.pad" not in text
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_depthwise_layers_move_no_windows(stride: int) -> None:
+    """There are `k * k` times as many numbers in the windows as there are pixels."""
+    x = jax.ShapeDtypeStruct((8, 16, 16, 32), "float32")
+    w = jax.ShapeDtypeStruct((4, 4, 1, 32), "float32")
+    f = partial(upconv.conv_transpose, strides=stride, padding="same", groups=32)
+    for argument in (0, 1):
+        gradient = jax.jit(jax.grad(lambda *args: (f(*args) ** 2).sum(), argument)).lower(x, w)
+        memory = gradient.compile().memory_analysis()
+        output = math.prod(f(jnp.zeros(x.shape), jnp.zeros(w.shape)).shape)
+        assert memory.temp_size_in_bytes < 4 * 5 * output
+
+
+def test_groups_of_16_bits_are_converted_once() -> None:
+    """And not all of them for every one, as XLA:CPU does inside a loop."""
+    x = jax.ShapeDtypeStruct((2, 8, 6, 32), "bfloat16")
+    w = jax.ShapeDtypeStruct((5, 5, 2, 32), "bfloat16")
+    text = jax.jit(partial(upconv.conv_transpose, groups=8)).lower(x, w).as_text()
+    taken = [line for line in text.splitlines() if "dynamic_slice" in line]
+    assert len(taken) == 2
+    assert "bf16" not in "".join(taken)
 
 
 @pytest.mark.parametrize("padding", ["same", ((0, 3), (2, 1))])

@@ -49,7 +49,7 @@ from checks import (
 from upconv import geometry
 from upconv.auto import cpu
 from upconv.lowering import convolution as xla_convolution
-from upconv.lowering import filters
+from upconv.lowering import strips
 
 COUNT = int(os.environ.get("UPCONV_FUZZ", "10"))
 SEED = int(os.environ.get("UPCONV_FUZZ_SEED", "0"))
@@ -171,7 +171,7 @@ def strided(draw: st.DrawFn) -> Case:
 UNSTRETCHED: Limits = {
     cpu: {"PARALLEL_YNNPACK": True},
     xla_convolution: {"EIGEN_TAKES": xla_convolution.EIGEN_TAKES},
-    filters: {"IMAGES": filters.IMAGES},
+    strips: {"IMAGES": strips.IMAGES},
 }
 LIMITS = {
     "auto, as if large": AS_IF_LARGE,

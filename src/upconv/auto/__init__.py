@@ -53,6 +53,7 @@ def ways(
     batch = USUAL_BATCH if symbolic else batch
     filters, channels = kernel_shape[-2:]
     found = RULES[platform](Layer(g, batch, filters, channels // g.groups, jnp.dtype(dtype)))
-    if symbolic and found.correlate_kernel != "matmul":
-        return found._replace(correlate_kernel="backward_filter")  # others cut the batch
+    if symbolic and found.correlate_kernel not in ("matmul", "one_by_one"):  # others cut the batch
+        depthwise = found.correlate_kernel == "depthwise"
+        return found._replace(correlate_kernel="matmul" if depthwise else "backward_filter")
     return found

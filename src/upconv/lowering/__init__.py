@@ -46,11 +46,30 @@ from jax import lax
 from upconv import auto
 from upconv.auto.layer import CONVOLUTIONS, PRODUCTS
 from upconv.geometry import Geometry
-from upconv.lowering import filters, products, transposed, windowed
+from upconv.lowering import depthwise, filters, groups, products, transposed, windowed
 from upconv.lowering.convolution import convolve_planes
-from upconv.lowering.numerics import Numerics, Way
+from upconv.lowering.numerics import Numerics, Way, accumulator
 
 # ------------------------------------------------------------------ the ways, by name
+
+
+def _one_by_one(name: str) -> Way:
+    """A map of each group by itself, in the way that `upconv.auto` chooses for one.
+
+    In 32 bits, because XLA:CPU converts all groups of 16 bits again for each of them.
+    """
+
+    def way(a: jax.Array, b: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
+        compute = functools.partial(
+            COMPUTE[name],
+            g=dataclasses.replace(g, groups=1),
+            num=num._replace(lowering="auto", dtype=accumulator(num.dtype)),
+        )
+        a, b = (c.astype(accumulator(c.dtype)) for c in (a, b))
+        return groups.one_by_one(compute, a, b, g.groups).astype(num.dtype)
+
+    return way
+
 
 CONV_TRANSPOSE: dict[str, Way] = {
     "input_dilation": transposed.input_dilation,
@@ -59,6 +78,8 @@ CONV_TRANSPOSE: dict[str, Way] = {
     "matmul": products.conv_transpose,
     "planes": functools.partial(transposed.subpixel, convolve=convolve_planes),
     "plane_phases": functools.partial(transposed.subpixel, split=1, convolve=convolve_planes),
+    "depthwise": functools.partial(transposed.subpixel, split=3, convolve=depthwise.convolve),
+    "one_by_one": _one_by_one("conv_transpose"),
 }
 
 CONV: dict[str, Way] = {
@@ -66,6 +87,8 @@ CONV: dict[str, Way] = {
     "blocks": windowed.blocks,
     "matmul": products.conv,
     "planes": functools.partial(windowed.strided, convolve=convolve_planes),
+    "depthwise": functools.partial(windowed.strided, convolve=depthwise.convolve),
+    "one_by_one": _one_by_one("conv"),
 }
 
 CORRELATE_KERNEL: dict[str, Way] = {
@@ -74,6 +97,8 @@ CORRELATE_KERNEL: dict[str, Way] = {
     "phase_filter": filters.phase_filter,
     "matmul": products.correlate_kernel,
     "planes": filters.plane_filter,
+    "depthwise": depthwise.correlate_kernel,
+    "one_by_one": _one_by_one("correlate_kernel"),
 }
 
 WAYS = {"conv_transpose": CONV_TRANSPOSE, "conv": CONV, "correlate_kernel": CORRELATE_KERNEL}
@@ -109,6 +134,13 @@ def correlate_kernel(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> 
     """G: `(N, *n, groups * ci)` and `(N, *output, groups * co)` to `(*k, co, groups * ci)`."""
     kernel_shape = (*g.kernel_size, y.shape[-1] // g.groups, x.shape[-1])
     return _compute("correlate_kernel", x, y, kernel_shape, g, num)
+
+
+COMPUTE = {
+    "conv_transpose": conv_transpose,
+    "conv": conv,
+    "correlate_kernel": correlate_kernel,
+}
 
 
 def _compute(

@@ -8,15 +8,14 @@ import math
 import operator
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from upconv.auto import cpu
-from upconv.geometry import Geometry, cdiv
-from upconv.lowering.axes import merge_first, merge_last, move, pad, take_rows
+from upconv.geometry import Geometry
+from upconv.lowering import strips
+from upconv.lowering.axes import merge_first, merge_last, move, take_rows
 from upconv.lowering.convolution import convolve, prepared
-from upconv.lowering.numerics import Numerics, accumulator
+from upconv.lowering.numerics import Numerics
 from upconv.lowering.phases import all_phases, split_phases
 
 
@@ -41,14 +40,6 @@ def backward_filter(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> j
     )
 
 
-# How many images, or strips of them, one sum should have. With 4 strips, which stretching does not
-# help, 2x64x64x128 -> 64, 3x3 / 2 takes 2.5 times as long, and with 16 of them 1.3.
-IMAGES = 8
-
-# Bytes of `y` in a piece; what would make fewer than four pieces is not cut.
-PIECE = 4 << 20
-
-
 def flat_filter(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
     """G as `backward_filter`, with the last spatial axis of `y` and its channels merged.
 
@@ -58,101 +49,7 @@ def flat_filter(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> jax.A
     one is taken in pieces. Strips: 0.6 on 2x64x64x128 -> 64, 3x3 / 2. Pieces: 0.65 on
     128x16x16x128 -> 64, 4x4 / 2.
     """
-    rows, pieces = _cut(x.shape[0], y.nbytes, g)
-    if rows == g.input_size[0] and pieces == 1:
-        return _flat_filter_at_once(x, y, g, num)
-    strip, met = _strip(g, rows)
-    x = _strips_of_input(x, strip, met)
-    if pieces > 1:
-        return _sum_of_pieces(pieces, x, y, strip, met, num)
-    return _flat_filter_at_once(x, _strips_of_output(y, met), strip, num)
-
-
-def _cut(images: int, size: int, g: Geometry) -> tuple[int, int]:
-    """How many rows of `x` a strip has, and in how many pieces `y`, of `size` bytes, is taken."""
-    n = g.input_size[0]
-    taps = g.phase_taps[0]
-    # Neighbouring strips both meet `taps - 1` strides of rows: fewer than half of a strip's, or,
-    # where an image alone is slow, fewer than all. 16x16x21 -> 21, 32x32 / 16, with jaxlib 0.12:
-    # 0.4; with 0.10.2 it was 0.8, for twice the memory.
-    allowed = (2 * taps, taps) if cpu.PARALLEL_YNNPACK else (2 * taps,)
-    enough = [r for r in allowed if r < n and images * cdiv(n, r) >= IMAGES]
-    least = enough[0] if enough else n
-    pieces = cdiv(size, PIECE) if size >= 4 * PIECE else 1
-    pieces = min(pieces, max(images * cdiv(n, least) // IMAGES, 1))
-    rows = max(cdiv(n, cdiv(IMAGES * pieces, max(images, 1))), least)
-    strips = cdiv(n, rows)
-    return rows, next((p for p in range(pieces, 1, -1) if images * strips % p == 0), 1)
-
-
-def _strip(g: Geometry, rows: int) -> tuple[Geometry, np.ndarray]:
-    """The geometry of a strip, and the rows of `y` that each meets: `(strips, rows met)`."""
-    strips, s = cdiv(g.input_size[0], rows), g.strides[0]
-    met = (rows - 1) * s + g.span[0]
-    strip = dataclasses.replace(
-        g,
-        input_size=(rows, *g.input_size[1:]),
-        crop=(0, *g.crop[1:]),
-        output_size=(met, *g.output_size[1:]),
-    )
-    return strip, np.arange(strips)[:, None] * rows * s + np.arange(met) - g.crop[0]
-
-
-def _strips_of_input(x: jax.Array, strip: Geometry, met: np.ndarray) -> jax.Array:
-    """The strips of `x`, as images; zeros fill up the last."""
-    strips, (rows, *_) = met.shape[0], strip.input_size
-    x = pad(x, [(0, 0, 0), (0, rows * strips - x.shape[1], 0), *[(0, 0, 0)] * strip.rank])
-    return x.reshape(x.shape[0] * strips, rows, *x.shape[2:])
-
-
-def _strips_of_output(y: jax.Array, met: np.ndarray) -> jax.Array:
-    """What the strips meet of `y`, as images."""
-    return merge_first(take_rows(y, met))
-
-
-def _sum_of_pieces(
-    pieces: int, x: jax.Array, y: jax.Array, strip: Geometry, met: np.ndarray, num: Numerics
-) -> jax.Array:
-    """G of strips of `x`, one piece of them after another, each with what it meets of `y`.
-
-    By `while_loop`, because `scan` makes further calls inside a call that XLA does not inline.
-    """
-    height = y.shape[1]
-    inside = np.clip(met, 0, height - 1)
-    row = np.arange(y.shape[0])[:, None, None] * height + inside
-    there = np.broadcast_to(met == inside, row.shape)
-    y = merge_first(y)
-    of_rows = lax.GatherDimensionNumbers((2, *range(3, y.ndim + 1)), (0,), (0,))
-    stacks = [
-        a.reshape(pieces, -1, *a.shape[rest:])
-        for a, rest in ((x, 1), (jnp.asarray(row, np.int32), 2), (jnp.asarray(there), 2))
-    ]
-    wide = num._replace(dtype=accumulator(num.dtype))
-
-    def add(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        i, w = state
-        x, row, there = (_take_piece(stack, i) for stack in stacks)
-        part = lax.gather(
-            y,
-            lax.expand_dims(row, (2,)),
-            of_rows,
-            (1, *y.shape[1:]),
-            mode="promise_in_bounds",  # a check would be a loop of its own
-        )
-        there = lax.broadcast_in_dim(there, part.shape, (0, 1))
-        part = lax.select(there, part, jnp.zeros_like(part))
-        return lax.add(i, jnp.int32(1)), lax.add(w, _flat_filter_at_once(x, part, strip, wide))
-
-    zero = jnp.zeros((*strip.kernel_size, y.shape[-1], x.shape[-1]), wide.dtype)
-    start = (jnp.int32(0), zero)
-    _, w = lax.while_loop(lambda state: lax.lt(state[0], jnp.int32(pieces)), add, start)
-    return w.astype(num.dtype)
-
-
-def _take_piece(a: jax.Array, i: jax.Array) -> jax.Array:
-    start = (i, *[jnp.int32(0)] * (a.ndim - 1))
-    piece = lax.dynamic_slice(a, start, (1, *a.shape[1:]), allow_negative_indices=False)
-    return lax.squeeze(piece, (0,))
+    return strips.in_strips(_flat_filter_at_once, x, y, g, num)
 
 
 def _flat_filter_at_once(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
@@ -184,7 +81,7 @@ def _correlate(x: jax.Array, y: jax.Array, co: int, g: Geometry, num: Numerics) 
         lax.rev(move(x, 0, -2), (x.ndim - 2,)),
         num,
         padding=padding,
-        stretched=x.shape[0] >= IMAGES,
+        stretched=x.shape[0] >= strips.IMAGES,
         strides=g.dilation_rate,
         rhs_dilation=strides,
     )
@@ -202,10 +99,11 @@ def phase_filter(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> jax.
 
     The window moves from tap to tap, which must be in one phase: at stride 1 or without dilation.
     """
-    rows, _ = _cut(x.shape[0], 0, g)
-    if rows < g.input_size[0]:
-        g, met = _strip(g, rows)
-        x, y = _strips_of_input(x, g, met), _strips_of_output(y, met)
+    return strips.in_strips(_phase_filter_at_once, x, y, g, num, in_pieces=False)
+
+
+def _phase_filter_at_once(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
+    """`phase_filter` as one convolution."""
     r, taps = g.rank, g.phase_taps
     runs = [all_phases(g, axis) for axis in range(r)]
     y = split_phases(y, runs, g)

@@ -1,0 +1,129 @@
+"""Depthwise layers, whose groups have one channel and one filter each.
+
+XLA:CPU has only naive loops for convolutions of groups; and before it multiplies matrices of single
+channels it moves windows, which are many times as large. Here channels, which lie side by side, are
+multiplied number by number, and nothing else moves.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import operator
+from collections.abc import Sequence
+
+import jax
+from jax import lax
+
+from upconv.geometry import Geometry, cdiv
+from upconv.lowering import strips
+from upconv.lowering.axes import pad
+from upconv.lowering.numerics import Numerics, accumulator
+from upconv.lowering.phases import Run, split_phases
+
+
+def convolve(
+    lhs: jax.Array,
+    rhs: jax.Array,
+    num: Numerics,
+    *,
+    padding: Sequence[tuple[int, int]],
+    strides: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    groups: int,
+) -> jax.Array:
+    """A convolution of `(N, *space, C)` by `(*window, 1, C)`, as a sum for every pixel."""
+    del groups  # as many as channels
+    rank, total = lhs.ndim - 2, accumulator(num.dtype)
+    strides, dilation = strides or (1,) * rank, rhs_dilation or (1,) * rank
+    lhs, numbers = lhs.astype(total), rhs.astype(total).reshape(-1, rhs.shape[-1])
+    axes = list(zip(lhs.shape[1:-1], padding, dilation, rhs.shape[:-2], strict=True))
+    sizes = [
+        (n + lo + hi - d * (k - 1) - 1) // s + 1
+        for (n, (lo, hi), d, k), s in zip(axes, strides, strict=True)
+    ]
+    if max(strides) == 1:  # Padded once. 4x56x56x64, 3x3: 0.3. But at stride 2: 2.5.
+        lhs = pad(lhs, [(0, 0, 0), *((lo, hi, 0) for lo, hi in padding), (0, 0, 0)])
+        axes = [(n + lo + hi, (0, 0), d, k) for n, (lo, hi), d, k in axes]
+    terms = []
+    for i, tap in enumerate(itertools.product(*map(range, rhs.shape[:-2]))):
+        firsts = [t * d - lo for t, (_, (lo, _), d, _) in zip(tap, axes, strict=True)]
+        met = _every(lhs, firsts, strides, sizes)
+        number = lax.index_in_dim(numbers, i, keepdims=False)
+        terms.append(lax.mul(met, lax.broadcast_in_dim(number, met.shape, (met.ndim - 1,))))
+    return functools.reduce(lax.add, terms).astype(num.dtype)
+
+
+def _every(
+    a: jax.Array, firsts: Sequence[int], strides: Sequence[int], sizes: Sequence[int]
+) -> jax.Array:
+    """Along each axis of space `size` pixels, from `first` on; zeros outside of the image."""
+    starts, stops, ends = [], [], []
+    for n, first, s, size in zip(a.shape[1:-1], firsts, strides, sizes, strict=True):
+        start = min(max(cdiv(-first, s), 0), size)
+        stop = min(max(cdiv(n - first, s), start), size)
+        starts.append(first + start * s if start < stop else 0)
+        stops.append(first + (stop - 1) * s + 1 if start < stop else 0)
+        ends.append((start, size - stop, 0))
+    batch, *_, channels = a.shape
+    met = lax.slice(a, (0, *starts, 0), (batch, *stops, channels), (1, *strides, 1))
+    return pad(met, [(0, 0, 0), *ends, (0, 0, 0)])
+
+
+def correlate_kernel(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
+    """G as sums over a few images or strips, one for every pixel, and then over pixels.
+
+    XLA:CPU takes a sum over all pixels at once number by number, or writes the products first.
+    """
+    r, total = g.rank, accumulator(num.dtype)
+    sums = strips.in_strips(
+        _sums_over_images, x.astype(total), y.astype(total), g, num._replace(dtype=total)
+    )
+    w = lax.reduce_sum(sums, [1, *range(2, 2 * r + 2, 2)])
+    # (shifts, *strides, C) to (*kernel, 1, C)
+    w = w.reshape(*map(len, _shifts(g)), *w.shape[1:])
+    w = w.transpose(*itertools.chain.from_iterable((a, r + a) for a in range(r)), 2 * r)
+    w = w.reshape(*map(operator.mul, w.shape[: 2 * r : 2], g.strides), 1, w.shape[-1])
+    apart = [1 if s == 1 else d for s, d in zip(g.strides, g.dilation_rate, strict=True)]
+    stops = [(k - 1) * d + 1 for k, d in zip(g.kernel_size, apart, strict=True)]
+    return lax.slice(w, (0,) * w.ndim, (*stops, *w.shape[r:]), (*apart, 1, 1)).astype(num.dtype)
+
+
+def _sums_over_images(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
+    """Products of `(N, *n, C)` and `(N, *output, C)`, summed over images until `M` are left.
+
+    What a kernel meets in one of the strides that it spans is taken together:
+    `(shifts, M, n, stride, ..., C)`.
+    """
+    del num  # operands have the dtype of the sum
+    runs = [Run(0, 1, s, 0, m) for s, m in zip(g.strides, g.full_strides, strict=True)]
+    # Without a barrier XLA:CPU pads again for each product. 8x64x64x64, 4x4 / 2: 0.3.
+    x, y = lax.optimization_barrier((x, split_phases(y, runs, g)))
+    terms = next(m for m in range(strips.IMAGES, 0, -1) if x.shape[0] % m == 0)
+    images = x.shape[0] // terms
+    axes = range(1, 2 * g.rank + 1, 2)
+    shape = (images, *itertools.chain.from_iterable(zip(g.input_size, g.strides, strict=True)))
+    shape = (*shape, x.shape[-1])
+    factors = [
+        lax.broadcast_in_dim(lax.slice_in_dim(x, i, i + images), shape, (0, *axes, 2 * g.rank + 1))
+        for i in range(0, x.shape[0], images)
+    ]
+    sums = []
+    for shift in itertools.product(*_shifts(g)):
+        starts = [0, *itertools.chain.from_iterable((i, 0) for i in shift), 0]
+        products = [
+            lax.mul(factor, _slice(y, [i * images, *starts[1:]], shape))
+            for i, factor in enumerate(factors)
+        ]
+        sums.append(lax.expand_dims(functools.reduce(lax.add, products), (0,)))
+    return lax.concatenate(sums, 0)
+
+
+def _slice(a: jax.Array, starts: Sequence[int], shape: Sequence[int]) -> jax.Array:
+    return lax.slice(a, starts, tuple(map(operator.add, starts, shape)))
+
+
+def _shifts(g: Geometry) -> list[range]:
+    """The strides of a window that hold any of its taps, along each axis."""
+    axes = zip(g.phase_taps, g.strides, g.dilation_rate, strict=True)
+    return [range(0, q, d if s == 1 else 1) for q, s, d in axes]
