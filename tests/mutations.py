@@ -325,8 +325,8 @@ MUTATIONS = [
     Mutation(
         "every image is the first",
         "lowering/depthwise",
-        "[i * images, *starts[1:]]",
-        "[0 * images, *starts[1:]]",
+        "start = (first, *starts)",
+        "start = (0, *starts)",
         ("test_functional", "test_case and depthwise"),
     ),
     Mutation(

@@ -101,26 +101,23 @@ def _sums_over_images(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) ->
     x, y = lax.optimization_barrier((x, split_phases(y, runs, g)))
     terms = next(m for m in range(strips.IMAGES, 0, -1) if x.shape[0] % m == 0)
     images = x.shape[0] // terms
-    axes = range(1, 2 * g.rank + 1, 2)
-    shape = (images, *itertools.chain.from_iterable(zip(g.input_size, g.strides, strict=True)))
-    shape = (*shape, x.shape[-1])
+    firsts = [i * images for i in range(terms)]
+    sizes = itertools.chain.from_iterable(zip(g.input_size, g.strides, strict=True))
+    shape = (images, *sizes, x.shape[-1])
+    axes = (0, *range(1, 2 * g.rank + 1, 2), 2 * g.rank + 1)
     factors = [
-        lax.broadcast_in_dim(lax.slice_in_dim(x, i, i + images), shape, (0, *axes, 2 * g.rank + 1))
-        for i in range(0, x.shape[0], images)
+        lax.broadcast_in_dim(lax.slice_in_dim(x, i, i + images), shape, axes) for i in firsts
     ]
     sums = []
     for shift in itertools.product(*_shifts(g)):
-        starts = [0, *itertools.chain.from_iterable((i, 0) for i in shift), 0]
-        products = [
-            lax.mul(factor, _slice(y, [i * images, *starts[1:]], shape))
-            for i, factor in enumerate(factors)
-        ]
+        starts = (*itertools.chain.from_iterable((i, 0) for i in shift), 0)
+        products = []
+        for first, factor in zip(firsts, factors, strict=True):
+            start = (first, *starts)
+            met = lax.slice(y, start, tuple(map(operator.add, start, shape)))
+            products.append(lax.mul(factor, met))
         sums.append(lax.expand_dims(functools.reduce(lax.add, products), (0,)))
     return lax.concatenate(sums, 0)
-
-
-def _slice(a: jax.Array, starts: Sequence[int], shape: Sequence[int]) -> jax.Array:
-    return lax.slice(a, starts, tuple(map(operator.add, starts, shape)))
 
 
 def _shifts(g: Geometry) -> list[range]:
