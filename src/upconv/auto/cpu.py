@@ -199,13 +199,18 @@ def _conv_transpose(a: Layer) -> str:
         # what the crop then removes. 2x64x64x128 -> 64, 3x3 / 2: 0.9, and a third less to compile.
         # 32x32x16 -> 1, 6x6 / 2: 0.2. But 64x64x16 -> 4, 9x9 / 2: 2.
         return "matmul"
+    # Phases side by side fill the kernel up to whole strides.
+    # 32x16x16x128 -> 64, 5x5 / 2: 0.75. But 16x64x64x8 -> 4, 7x7 / 2: 6.
     whole = all(k % s == 0 for k, s in zip(g.kernel_size, g.strides, strict=True))
-    wide = a.filters >= WIDE and a.channels >= 2 * WIDE
-    if not whole and wide and math.prod(g.strides) <= MANY_PHASES:
-        # Phases side by side fill the kernel up to whole strides.
-        # 32x16x16x128 -> 64, 5x5 / 2: 0.75. But 16x64x64x8 -> 4, 7x7 / 2: 6.
-        return "phases"
-    return "subpixel"
+    filled = not whole and a.filters >= WIDE
+    # And they begin and end together, with pixels that are cropped: a quarter of 8x8 pixels. Of
+    # 128x4x4x1024 -> 512, 4x4 / 2: 0.6; 128x8x8x256 -> 128: 0.9. But 512x8x8x16 -> 16: 1.55, and
+    # 128x8x8x64 -> 64, 6x6 / 2: 1.15; with jaxlib 0.12 256x7x7x64 -> 32, 4x4 / 2: 1.25.
+    cropped = 4 * math.prod(g.full_strides) >= 5 * math.prod(g.input_size)
+    cropped &= max(g.phase_taps) <= 2 and a.filters >= 4 * WIDE
+    few = math.prod(g.strides) <= MANY_PHASES
+    apart = (filled or cropped) and a.channels >= 2 * WIDE and few
+    return "phases" if apart else "subpixel"
 
 
 def _transpose_at_stride_1(a: Layer) -> str:
