@@ -323,10 +323,10 @@ MUTATIONS = [
         ("test_functional", "test_case and depthwise"),
     ),
     Mutation(
-        "every image is the first",
+        "every row of a depthwise image is the first",
         "lowering/depthwise",
-        "start = (first, *starts)",
-        "start = (0, *starts)",
+        "_box(y, (i, first + j, *start), shape)",
+        "_box(y, (i, first, *start), shape)",
         ("test_functional", "test_case and depthwise"),
     ),
     Mutation(

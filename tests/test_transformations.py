@@ -635,16 +635,19 @@ class TestModes:
             assert layer()(np.float32(x), np.float32(w)).dtype == np.float32
 
     @pytest.mark.parametrize("lowering", [*OURS, "lax"])
-    def test_no_images(self, lowering: str, rng: np.random.Generator) -> None:
-        _, w, _ = operands(PLAIN, rng)
+    @pytest.mark.parametrize(
+        "case", by_name("2d_unequal", "2d_groups", "2d_groups_depthwise"), ids=str
+    )
+    def test_no_images(self, case: Case, lowering: str, rng: np.random.Generator) -> None:
+        _, w, _ = operands(case, rng)
         for batch in ((0,), (2, 0)):
-            x = np.zeros((*batch, *PLAIN.x_shape[1:]), np.float32)
-            y, pull = jax.vjp(jax.jit(layer(PLAIN, lowering)), x, w)
+            x = np.zeros((*batch, *case.x_shape[1:]), np.float32)
+            y, pull = jax.vjp(jax.jit(layer(case, lowering)), x, w)
             gx, gw = pull(y)
-            assert y.shape == (*batch, *PLAIN.y_shape[1:])
+            assert y.shape == (*batch, *case.y_shape[1:])
             assert gx.shape == x.shape
             assert np.array_equal(gw, np.zeros_like(w))
-            assert jax.jit(convolution(PLAIN, lowering))(y, w).shape == x.shape
+            assert jax.jit(convolution(case, lowering))(y, w).shape == x.shape
 
     def test_debug_nans(self, rng: np.random.Generator) -> None:
         x, w, _ = operands(PLAIN, rng)

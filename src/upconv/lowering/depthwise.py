@@ -71,14 +71,12 @@ def _every(
 
 
 def correlate_kernel(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
-    """G as sums over a few images or strips, one for every pixel, and then over pixels.
+    """G as sums over a few images and rows, one for every other pixel, and then over those.
 
     XLA:CPU takes a sum over all pixels at once number by number, or writes the products first.
     """
     r, total = g.rank, accumulator(num.dtype)
-    sums = strips.in_strips(
-        _sums_over_images, x.astype(total), y.astype(total), g, num._replace(dtype=total)
-    )
+    sums = strips.in_strips(_sums, x.astype(total), y.astype(total), g, num._replace(dtype=total))
     w = lax.reduce_sum(sums, [1, *range(2, 2 * r + 2, 2)])
     # (shifts, *strides, C) to (*kernel, 1, C)
     w = w.reshape(*map(len, _shifts(g)), *w.shape[1:])
@@ -89,35 +87,47 @@ def correlate_kernel(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> 
     return lax.slice(w, (0,) * w.ndim, (*stops, *w.shape[r:]), (*apart, 1, 1)).astype(num.dtype)
 
 
-def _sums_over_images(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
-    """Products of `(N, *n, C)` and `(N, *output, C)`, summed over images until `M` are left.
+def _sums(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
+    """Products of `(N, *n, C)` and `(N, *output, C)`, of which every few are summed.
 
     What a kernel meets in one of the strides that it spans is taken together:
-    `(shifts, M, n, stride, ..., C)`.
+    `(shifts, M, m, stride, ..., C)`, of `M` images and `m` rows.
     """
     del num  # operands have the dtype of the sum
     runs = [Run(0, 1, s, 0, m) for s, m in zip(g.strides, g.full_strides, strict=True)]
-    # Without a barrier XLA:CPU pads again for each product. 8x64x64x64, 4x4 / 2: 0.3.
+    # Without a barrier XLA:CPU pads again for some products. 8x64x64x64, 4x4 / 2: 0.3.
     x, y = lax.optimization_barrier((x, split_phases(y, runs, g)))
-    terms = next(m for m in range(strips.IMAGES, 0, -1) if x.shape[0] % m == 0)
-    images = x.shape[0] // terms
-    firsts = [i * images for i in range(terms)]
-    sizes = itertools.chain.from_iterable(zip(g.input_size, g.strides, strict=True))
-    shape = (images, *sizes, x.shape[-1])
+    of_images = _parts(x.shape[0], strips.IMAGES)
+    of_rows = _parts(x.shape[1], strips.IMAGES // of_images)
+    images, rows = x.shape[0] // of_images, x.shape[1] // of_rows
+    sizes = zip((rows, *g.input_size[1:]), g.strides, strict=True)
+    shape = (images, *itertools.chain.from_iterable(sizes), x.shape[-1])
     axes = (0, *range(1, 2 * g.rank + 1, 2), 2 * g.rank + 1)
+    corners = [(i * images, j * rows) for i in range(of_images) for j in range(of_rows)]
     factors = [
-        lax.broadcast_in_dim(lax.slice_in_dim(x, i, i + images), shape, axes) for i in firsts
+        lax.broadcast_in_dim(
+            _box(x, (i, j, *[0] * g.rank), (images, rows, *x.shape[2:])), shape, axes
+        )
+        for i, j in corners
     ]
     sums = []
-    for shift in itertools.product(*_shifts(g)):
-        starts = (*itertools.chain.from_iterable((i, 0) for i in shift), 0)
-        products = []
-        for first, factor in zip(firsts, factors, strict=True):
-            start = (first, *starts)
-            met = lax.slice(y, start, tuple(map(operator.add, start, shape)))
-            products.append(lax.mul(factor, met))
-        sums.append(lax.expand_dims(functools.reduce(lax.add, products), (0,)))
+    for first, *rest in itertools.product(*_shifts(g)):
+        start = (0, *itertools.chain.from_iterable((i, 0) for i in rest), 0)
+        terms = [
+            lax.mul(factor, _box(y, (i, first + j, *start), shape))
+            for (i, j), factor in zip(corners, factors, strict=True)
+        ]
+        sums.append(lax.expand_dims(functools.reduce(lax.add, terms), (0,)))
     return lax.concatenate(sums, 0)
+
+
+def _parts(n: int, most: int) -> int:
+    """Into how many parts `n` can be divided."""
+    return next(parts for parts in range(most, 0, -1) if n % parts == 0)
+
+
+def _box(a: jax.Array, start: Sequence[int], shape: Sequence[int]) -> jax.Array:
+    return lax.slice(a, start, tuple(map(operator.add, start, shape)))
 
 
 def _shifts(g: Geometry) -> list[range]:
