@@ -25,8 +25,9 @@ matrix product costs 2 ms: so padding is left to the convolutions, and data move
 at all.
 
 `transposed`, `windowed` and `filters` compute T, C and G by `convolution`, `products` all three by
-products of matrices; `phases` and `axes` rearrange what they take and give, and `numerics` says
-what they share.
+products of matrices, and `depthwise` those of single channels number by number; `groups` takes
+groups one after another, `strips` images; `phases` and `axes` rearrange what they take and give,
+and `numerics` says what they share.
 
 A figure in a comment is the time with what is explained there, relative to the time without it:
 0.4 is two and a half times as fast.
