@@ -184,7 +184,8 @@ def test_every_way_of_every_map_is_timed(main: Any, tmp_path: Path) -> None:
     }
     for name, table in tables.items():
         entries = [entry for entry in maps if entry["map"] == name]
-        assert [entry["way"] for entry in entries] == list(table)
+        of_one_group = [way for way in table if way not in ("depthwise", "one_by_one")]
+        assert [entry["way"] for entry in entries] == of_one_group
         assert sum(entry["taken"] for entry in entries) == 1
         assert all(entry["call_ms"] > 0 and entry["compile_ms"] > 0 for entry in entries)
 

@@ -16,6 +16,9 @@ from upconv.bench.layers import LayerSpec, random_data
 from upconv.bench.measuring import Effort, Row, measure, statistics_of, timed
 from upconv.lowering.numerics import Numerics, Way
 
+# Which the layers that are measured do not have.
+OF_GROUPS = ("depthwise", "one_by_one")
+
 OPERANDS = {"conv_transpose": "xw", "conv": "yw", "correlate_kernel": "xy"}
 
 
@@ -31,7 +34,7 @@ def bench_maps(layer: LayerSpec, dtype: str, effort: Effort) -> list[dict[str, A
         ways = {
             way: partial(_compute, f, g, numerics)
             for way, f in table.items()
-            if way != "planes" or layer.rank > 1
+            if way not in OF_GROUPS and (way != "planes" or layer.rank > 1)
         }
         rows = _rows(ways, [arrays[operand] for operand in OPERANDS[name]], effort)
         for way, row in rows.items():
