@@ -204,6 +204,8 @@ CASES = (
          c_in=4, c_out=4, groups=4, batch=(1,)),
     Case("2d_groups_depthwise_cropped", (4, 3), (2, 3), strides=(3, 1), padding=((-1, 2), (3, -2)),
          c_in=3, c_out=3, groups=3),
+    Case("2d_groups_depthwise_mixed", (4, 5), (5, 5), strides=(2, 1), padding="same",
+         dilation_rate=(1, 2), c_in=3, c_out=3, groups=3),
     Case("2d_groups_multiplier", (3, 4), (3, 4), strides=2, c_in=3, c_out=6, groups=3),
     Case("2d_groups_dilation", (3, 4), (3, 2), strides=2, padding=1, dilation_rate=2,
          c_in=6, c_out=2, groups=2),

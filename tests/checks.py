@@ -50,7 +50,7 @@ AS_IF_LARGE: Limits = {
         "MANY_CHANNELS": 8,
         "MANY_PRODUCTS": 8,
         "MANY_MEET": 0,
-        "MUCH": 0,
+        "MANY_MULTIPLICATIONS": 0,
     },
     xla_convolution: {"EIGEN_TAKES": 2, "EIGEN_GIVES": 2, "EIGEN_PRODUCTS": 4},
     strips: {"PIECE": 64, "IMAGES": 2},

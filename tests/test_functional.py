@@ -7,7 +7,6 @@ compiled as one program, which takes a third of the time.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -285,11 +284,11 @@ def test_depthwise_layers_move_no_windows(stride: int) -> None:
     x = jax.ShapeDtypeStruct((8, 16, 16, 32), "float32")
     w = jax.ShapeDtypeStruct((4, 4, 1, 32), "float32")
     f = partial(upconv.conv_transpose, strides=stride, padding="same", groups=32)
+    y = jax.eval_shape(f, x, w)
     for argument in (0, 1):
         gradient = jax.jit(jax.grad(lambda *args: (f(*args) ** 2).sum(), argument)).lower(x, w)
         memory = gradient.compile().memory_analysis()
-        output = math.prod(f(jnp.zeros(x.shape), jnp.zeros(w.shape)).shape)
-        assert memory.temp_size_in_bytes < 4 * 5 * output
+        assert memory.temp_size_in_bytes < 5 * y.size * y.dtype.itemsize
 
 
 def test_groups_of_16_bits_are_converted_once() -> None:

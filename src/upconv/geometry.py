@@ -109,6 +109,11 @@ def full_length(n: Size, span: int, s: int) -> Size:
     return (n - 1) * s + span
 
 
+def windows(n: Size, span: int, s: int) -> Size:
+    """How many windows that cover `span` fit into a length `n`, a stride apart."""
+    return (n - span) // s + 1
+
+
 # ------------------------------------------------------------------ arguments, made canonical
 
 
@@ -291,9 +296,9 @@ class _Axis:
     def strided(self, m: Size) -> Size:
         """The output length of the strided convolution of `m` pixels."""
         if isinstance(self.padding, tuple):
-            return (m + sum(self.padding) - self.span) // self.s + 1
+            return windows(m + sum(self.padding), self.span, self.s)
         if self.padding == "valid":
-            return (m - self.span) // self.s + 1
+            return windows(m, self.span, self.s)
         if self.padding == "circular" and m % self.s != 0:
             raise ValueError(
                 f"circular padding needs a length that the stride {self.s} divides "

@@ -27,6 +27,10 @@ PARTITIONED = "partitioned"
 # 0.01; of any 2x64x64x128 -> 64, 3x3 / 2: 0.8.
 USUAL_BATCH = 32
 
+# The ways of G that do not cut the batch. In the loop of `one_by_one` a `backward_filter` would be
+# naive.
+UNCUT = ("backward_filter", "matmul")
+
 
 def ways(
     g: Geometry, batch: Size, kernel_shape: Sequence[int], dtype: Any, platform: str | None
@@ -53,7 +57,6 @@ def ways(
     batch = USUAL_BATCH if symbolic else batch
     filters, channels = kernel_shape[-2:]
     found = RULES[platform](Layer(g, batch, filters, channels // g.groups, jnp.dtype(dtype)))
-    if symbolic and found.correlate_kernel not in ("matmul", "one_by_one"):  # others cut the batch
-        depthwise = found.correlate_kernel == "depthwise"
-        return found._replace(correlate_kernel="matmul" if depthwise else "backward_filter")
+    if symbolic and found.correlate_kernel not in UNCUT:
+        return found._replace(correlate_kernel="matmul" if g.groups > 1 else "backward_filter")
     return found

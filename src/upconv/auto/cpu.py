@@ -70,15 +70,16 @@ MANY_PHASES = 9
 # of 8x8x8x4 -> 4 in 2 groups, 7x7x7, take 0.7 s, and 0.15 of the time of a convolution.
 MANY_PARTS = 350
 
-# So many products that are added up are faster made by one group after another.
+# From so many products that are added up, one group after another is faster; and beyond, so is T of
+# depthwise layers tap by tap.
 MANY_MEET = 9
 
-# And so many multiplications of all groups.
-MUCH = 8 << 20
+# From so many multiplications, of all groups, it always is.
+MANY_MULTIPLICATIONS = 8 << 20
 
 # Products of single channels that are added up tap by tap, or stride by stride, compile slowly
-# beyond these: C of 2x64x64x21, 16x16 / 8, takes 0.7 s, and 0.25 of the time; G of 4x28x28x64,
-# 13x13, takes 4 s.
+# beyond these. At the limit C of 2x64x64x21, 16x16 / 8, takes 0.7 s to compile, and 0.25 of the
+# time; beyond, G of 4x28x28x64, 13x13, takes 4 s to compile.
 MANY_TAPS, MANY_SHIFTS = 256, 32
 
 # Products of so few bytes are worth their memory whatever the operands are; in three dimensions,
@@ -104,8 +105,7 @@ MEMORY = 4
 def ways(a: Layer) -> Ways:
     """The way that each map takes."""
     found = _fastest(a)
-    parts = math.prod(map(min, a.g.kernel_size, a.g.phase_taps))
-    if found.conv_transpose == "matmul" and parts > MANY_PARTS:
+    if found.conv_transpose == "matmul" and a.parts > MANY_PARTS:
         way = "one_by_one" if a.g.groups > 1 else "planes" if a.g.rank == 3 else "subpixel"
         return found._replace(conv_transpose=way)
     return found
@@ -128,7 +128,7 @@ def _of_groups(a: Layer) -> Ways:
         return _depthwise(a)
     # 267 layers of 2 to 64 groups of 1 to 32 channels and filters: T 0.7, C 0.65, G 0.6, as
     # geometric means. 8 groups of 32x32x256 -> 128, 3x3 / 2: 0.6, 0.45, 0.5, and 0.1 of the memory.
-    pays = a.overlap >= MANY_MEET or a.products * a.channels >= MUCH
+    pays = a.overlap >= MANY_MEET or a.products * a.channels >= MANY_MULTIPLICATIONS
     return Ways("one_by_one", "one_by_one", "one_by_one") if pays else PRODUCTS
 
 
@@ -139,15 +139,16 @@ def _depthwise(a: Layer) -> Ways:
     """
     g = a.g
     few = a.taps <= MANY_TAPS
-    # Phases of dilated taps cannot be taken by themselves. 8x56x56x32, 5x5 / 2: 1.7.
+    # Phases of dilated taps cannot be taken by themselves.
     spread = any(s > 1 and d > 1 for s, d in zip(g.strides, g.dilation_rate, strict=True))
+    # But 8x56x56x32, 5x5 / 2, where nine products meet: 1.7.
     by_taps = few and not spread and (max(g.strides) == 1 or a.overlap > MANY_MEET)
     # Windows of 4x28x28x96, 7x7, one channel after another: 0.2; but of 1x28x28x128: 7.
     fresh = a.products * _itemsize(a) >= FRESH
     return Ways(
         "depthwise" if by_taps else "matmul",
         "depthwise" if few else "one_by_one",
-        "depthwise" if a.overlap <= MANY_SHIFTS else "one_by_one" if fresh else "matmul",
+        "depthwise" if a.parts <= MANY_SHIFTS else "one_by_one" if fresh else "matmul",
     )
 
 
@@ -203,14 +204,14 @@ def _conv_transpose(a: Layer) -> str:
     # Phases side by side fill the kernel up to whole strides.
     # 32x16x16x128 -> 64, 5x5 / 2: 0.75. But 16x64x64x8 -> 4, 7x7 / 2: 6.
     whole = all(k % s == 0 for k, s in zip(g.kernel_size, g.strides, strict=True))
-    filled = not whole and a.filters >= WIDE
-    # And they begin and end together, with pixels that are cropped: a quarter of 8x8 pixels. Of
+    ragged = not whole and a.filters >= WIDE
+    # And they begin and end together, with pixels that are then cropped: for 8x8, a quarter more.
     # 128x4x4x1024 -> 512, 4x4 / 2: 0.6; 128x8x8x256 -> 128: 0.9. But 512x8x8x16 -> 16: 1.55, and
     # 128x8x8x64 -> 64, 6x6 / 2: 1.15; with jaxlib 0.12 256x7x7x64 -> 32, 4x4 / 2: 1.25.
-    cropped = 4 * math.prod(g.full_strides) >= 5 * math.prod(g.input_size)
-    cropped &= max(g.phase_taps) <= 2 and a.filters >= 4 * WIDE
+    small = 4 * math.prod(g.full_strides) >= 5 * math.prod(g.input_size)
+    small &= max(g.phase_taps) <= 2 and a.filters >= 4 * WIDE
     few = math.prod(g.strides) <= MANY_PHASES
-    apart = (filled or cropped) and a.channels >= 2 * WIDE and few
+    apart = (ragged or small) and a.channels >= 2 * WIDE and few
     return "phases" if apart else "subpixel"
 
 

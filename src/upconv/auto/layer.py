@@ -62,6 +62,11 @@ class Layer:
         return math.prod(self.g.phase_taps)
 
     @property
+    def parts(self) -> int:
+        """The strides that a kernel spans, or its taps where those are fewer."""
+        return math.prod(map(min, self.g.kernel_size, self.g.phase_taps))
+
+    @property
     def products(self) -> int:
         """How many numbers T by a product of matrices makes, before it adds them up.
 

@@ -25,9 +25,9 @@ matrix product costs 2 ms: so padding is left to the convolutions, and data move
 at all.
 
 `transposed`, `windowed` and `filters` compute T, C and G by `convolution`, `products` all three by
-products of matrices, and `depthwise` those of single channels number by number; `groups` takes
-groups one after another, `strips` images; `phases` and `axes` rearrange what they take and give,
-and `numerics` says what they share.
+products of matrices, `depthwise` those of depthwise layers by products of numbers. `groups`
+computes a map one group after another, `strips` G of parts of images; `phases` and `axes` rearrange
+what they take and give, and `numerics` says what they share.
 
 A figure in a comment is the time with what is explained there, relative to the time without it:
 0.4 is two and a half times as fast.
@@ -49,74 +49,7 @@ from upconv.auto.layer import CONVOLUTIONS, PRODUCTS
 from upconv.geometry import Geometry
 from upconv.lowering import depthwise, filters, groups, products, transposed, windowed
 from upconv.lowering.convolution import convolve_planes
-from upconv.lowering.numerics import Numerics, Way, accumulator
-
-# ------------------------------------------------------------------ the ways, by name
-
-
-def _one_by_one(name: str) -> Way:
-    """A map of each group by itself, in the way that `upconv.auto` chooses for one.
-
-    In 32 bits, because XLA:CPU converts all groups of 16 bits again for each of them.
-    """
-
-    def way(a: jax.Array, b: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
-        compute = functools.partial(
-            COMPUTE[name],
-            g=dataclasses.replace(g, groups=1),
-            num=num._replace(lowering="auto", dtype=accumulator(num.dtype)),
-        )
-        a, b = (c.astype(accumulator(c.dtype)) for c in (a, b))
-        return groups.one_by_one(compute, a, b, g.groups).astype(num.dtype)
-
-    return way
-
-
-CONV_TRANSPOSE: dict[str, Way] = {
-    "input_dilation": transposed.input_dilation,
-    "subpixel": transposed.subpixel,
-    "phases": functools.partial(transposed.subpixel, split=3),
-    "matmul": products.conv_transpose,
-    "planes": functools.partial(transposed.subpixel, convolve=convolve_planes),
-    "plane_phases": functools.partial(transposed.subpixel, split=1, convolve=convolve_planes),
-    "depthwise": functools.partial(transposed.subpixel, split=3, convolve=depthwise.convolve),
-    "one_by_one": _one_by_one("conv_transpose"),
-}
-
-CONV: dict[str, Way] = {
-    "strided": windowed.strided,
-    "blocks": windowed.blocks,
-    "matmul": products.conv,
-    "planes": functools.partial(windowed.strided, convolve=convolve_planes),
-    "depthwise": functools.partial(windowed.strided, convolve=depthwise.convolve),
-    "one_by_one": _one_by_one("conv"),
-}
-
-CORRELATE_KERNEL: dict[str, Way] = {
-    "backward_filter": filters.backward_filter,
-    "flat_filter": filters.flat_filter,
-    "phase_filter": filters.phase_filter,
-    "matmul": products.correlate_kernel,
-    "planes": filters.plane_filter,
-    "depthwise": depthwise.correlate_kernel,
-    "one_by_one": _one_by_one("correlate_kernel"),
-}
-
-WAYS = {"conv_transpose": CONV_TRANSPOSE, "conv": CONV, "correlate_kernel": CORRELATE_KERNEL}
-
-# What each name of a lowering fixes; `upconv.auto` chooses the rest.
-NAMED: dict[str, dict[str, str]] = {
-    "auto": {},
-    "input_dilation": {"conv_transpose": "input_dilation"},
-    "subpixel": {"conv_transpose": "subpixel"},
-    "matmul": PRODUCTS._asdict(),
-    "lax": CONVOLUTIONS._asdict(),
-}
-
-REFERENCE = "lax"  # the convolutions themselves, and what JAX derives from them
-
-LOWERINGS = tuple(NAMED)
-
+from upconv.lowering.numerics import Numerics, Way
 
 # ------------------------------------------------------------------ the maps
 
@@ -135,13 +68,6 @@ def correlate_kernel(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> 
     """G: `(N, *n, groups * ci)` and `(N, *output, groups * co)` to `(*k, co, groups * ci)`."""
     kernel_shape = (*g.kernel_size, y.shape[-1] // g.groups, x.shape[-1])
     return _compute("correlate_kernel", x, y, kernel_shape, g, num)
-
-
-COMPUTE = {
-    "conv_transpose": conv_transpose,
-    "conv": conv,
-    "correlate_kernel": correlate_kernel,
-}
 
 
 def _compute(
@@ -206,3 +132,51 @@ def _wider(a: Any, b: Any) -> Any:
 def _kind(dtype: Any) -> Any:
     kinds = (jnp.complexfloating, jnp.floating, jnp.integer)
     return next(kind for kind in kinds if jnp.issubdtype(dtype, kind))
+
+
+# ------------------------------------------------------------------ the ways, by name
+
+CONV_TRANSPOSE: dict[str, Way] = {
+    "input_dilation": transposed.input_dilation,
+    "subpixel": transposed.subpixel,
+    "phases": functools.partial(transposed.subpixel, split=3),
+    "matmul": products.conv_transpose,
+    "planes": functools.partial(transposed.subpixel, convolve=convolve_planes),
+    "plane_phases": functools.partial(transposed.subpixel, split=1, convolve=convolve_planes),
+    "depthwise": functools.partial(transposed.subpixel, split=3, convolve=depthwise.convolve),
+    "one_by_one": functools.partial(groups.one_by_one, conv_transpose),
+}
+
+CONV: dict[str, Way] = {
+    "strided": windowed.strided,
+    "blocks": windowed.blocks,
+    "matmul": products.conv,
+    "planes": functools.partial(windowed.strided, convolve=convolve_planes),
+    "depthwise": functools.partial(windowed.strided, convolve=depthwise.convolve),
+    "one_by_one": functools.partial(groups.one_by_one, conv),
+}
+
+CORRELATE_KERNEL: dict[str, Way] = {
+    "backward_filter": filters.backward_filter,
+    "flat_filter": filters.flat_filter,
+    "phase_filter": filters.phase_filter,
+    "matmul": products.correlate_kernel,
+    "planes": filters.plane_filter,
+    "depthwise": depthwise.correlate_kernel,
+    "one_by_one": functools.partial(groups.one_by_one, correlate_kernel),
+}
+
+WAYS = {"conv_transpose": CONV_TRANSPOSE, "conv": CONV, "correlate_kernel": CORRELATE_KERNEL}
+
+# What each name of a lowering fixes; `upconv.auto` chooses the rest.
+NAMED: dict[str, dict[str, str]] = {
+    "auto": {},
+    "input_dilation": {"conv_transpose": "input_dilation"},
+    "subpixel": {"conv_transpose": "subpixel"},
+    "matmul": PRODUCTS._asdict(),
+    "lax": CONVOLUTIONS._asdict(),
+}
+
+REFERENCE = "lax"  # the convolutions themselves, and what JAX derives from them
+
+LOWERINGS = tuple(NAMED)

@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 
 from upconv.auto import cpu
-from upconv.geometry import Size
+from upconv.geometry import Size, dilated, windows
 from upconv.lowering.axes import merge, merge_first, merge_last, move, pad, take_rows
 from upconv.lowering.numerics import Numerics
 
@@ -186,7 +186,7 @@ def _is_faster_by_eigen(lhs: jax.Array, rhs: jax.Array, window: _Window) -> bool
     if not cpu.PARALLEL_YNNPACK:
         return not alone or lhs.size < LARGE_ALONE
     pixels = math.prod(
-        (n + lo + hi - d * (k - 1) - 1) // s + 1
+        windows(n + lo + hi, dilated(k, d), s)
         for (n, (lo, hi), d, k), s in zip(axes, window.strides, strict=True)
     )
     return not alone and pixels <= EIGEN_PIXELS
@@ -211,7 +211,7 @@ def convolve_planes(
     d, *dilation = rhs_dilation or (1,) * (lhs.ndim - 2)
     (lo, hi), *padding = padding
     k = rhs.shape[0]
-    n = (lhs.shape[1] + lo + hi - d * (k - 1) - 1) // s + 1
+    n = windows(lhs.shape[1] + lo + hi, dilated(k, d), s)
     planes = take_rows(lhs, np.arange(n)[:, None] * s + np.arange(k) * d - lo)
     z = convolve(
         merge_first(merge_last(move(planes, 2, -2))),

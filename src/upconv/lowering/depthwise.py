@@ -1,8 +1,8 @@
 """Depthwise layers, whose groups have one channel and one filter each.
 
-XLA:CPU has only naive loops for convolutions of groups; and before it multiplies matrices of single
-channels it moves windows, which are many times as large. Here channels, which lie side by side, are
-multiplied number by number, and nothing else moves.
+XLA:CPU has only naive loops for convolutions of groups; and as products of matrices such layers
+first move windows, which are many times as large. Here channels, which are contiguous in memory,
+are multiplied number by number, and no window is made.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import jax
 from jax import lax
 
-from upconv.geometry import Geometry, cdiv
+from upconv.geometry import Geometry, cdiv, dilated, windows
 from upconv.lowering import strips
 from upconv.lowering.axes import pad
 from upconv.lowering.numerics import Numerics, accumulator
@@ -36,10 +36,10 @@ def convolve(
     del groups  # as many as channels
     rank, total = lhs.ndim - 2, accumulator(num.dtype)
     strides, dilation = strides or (1,) * rank, rhs_dilation or (1,) * rank
-    lhs, numbers = lhs.astype(total), rhs.astype(total).reshape(-1, rhs.shape[-1])
+    lhs, weights = lhs.astype(total), rhs.astype(total).reshape(-1, rhs.shape[-1])
     axes = list(zip(lhs.shape[1:-1], padding, dilation, rhs.shape[:-2], strict=True))
     sizes = [
-        (n + lo + hi - d * (k - 1) - 1) // s + 1
+        windows(n + lo + hi, dilated(k, d), s)
         for (n, (lo, hi), d, k), s in zip(axes, strides, strict=True)
     ]
     if max(strides) == 1:  # Padded once. 4x56x56x64, 3x3: 0.3. But at stride 2: 2.5.
@@ -48,16 +48,16 @@ def convolve(
     terms = []
     for i, tap in enumerate(itertools.product(*map(range, rhs.shape[:-2]))):
         firsts = [t * d - lo for t, (_, (lo, _), d, _) in zip(tap, axes, strict=True)]
-        met = _every(lhs, firsts, strides, sizes)
-        number = lax.index_in_dim(numbers, i, keepdims=False)
-        terms.append(lax.mul(met, lax.broadcast_in_dim(number, met.shape, (met.ndim - 1,))))
+        met = _pixels_met(lhs, firsts, strides, sizes)
+        weight = lax.index_in_dim(weights, i, keepdims=False)
+        terms.append(lax.mul(met, lax.broadcast_in_dim(weight, met.shape, (met.ndim - 1,))))
     return functools.reduce(lax.add, terms).astype(num.dtype)
 
 
-def _every(
+def _pixels_met(
     a: jax.Array, firsts: Sequence[int], strides: Sequence[int], sizes: Sequence[int]
 ) -> jax.Array:
-    """Along each axis of space `size` pixels, from `first` on; zeros outside of the image."""
+    """Along each axis `size` pixels, a stride apart, from `first` on; zeros outside the image."""
     starts, stops, ends = [], [], []
     for n, first, s, size in zip(a.shape[1:-1], firsts, strides, sizes, strict=True):
         start = min(max(cdiv(-first, s), 0), size)
@@ -71,7 +71,7 @@ def _every(
 
 
 def correlate_kernel(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
-    """G as sums over a few images and rows, one for every other pixel, and then over those.
+    """G in two steps: sums over a few images and rows, and then over what is left.
 
     XLA:CPU takes a sum over all pixels at once number by number, or writes the products first.
     """
@@ -88,10 +88,10 @@ def correlate_kernel(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> 
 
 
 def _sums(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
-    """Products of `(N, *n, C)` and `(N, *output, C)`, of which every few are summed.
+    """Products of `(N, *n, C)` and `(N, *output, C)`, summed over equal parts of images and rows.
 
     What a kernel meets in one of the strides that it spans is taken together:
-    `(shifts, M, m, stride, ..., C)`, of `M` images and `m` rows.
+    `(shifts, images, rows, stride, ..., C)`, of one part.
     """
     del num  # operands have the dtype of the sum
     runs = [Run(0, 1, s, 0, m) for s, m in zip(g.strides, g.full_strides, strict=True)]
@@ -122,7 +122,7 @@ def _sums(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
 
 
 def _parts(n: int, most: int) -> int:
-    """Into how many parts `n` can be divided."""
+    """The most equal parts that `n` divides into, up to `most`."""
     return next(parts for parts in range(most, 0, -1) if n % parts == 0)
 
 
@@ -131,6 +131,6 @@ def _box(a: jax.Array, start: Sequence[int], shape: Sequence[int]) -> jax.Array:
 
 
 def _shifts(g: Geometry) -> list[range]:
-    """The strides of a window that hold any of its taps, along each axis."""
+    """The strides that a window spans, along each axis; at stride 1 only those that hold a tap."""
     axes = zip(g.phase_taps, g.strides, g.dilation_rate, strict=True)
     return [range(0, q, d if s == 1 else 1) for q, s, d in axes]

@@ -2,35 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from upconv.geometry import Geometry
+from upconv.lowering.numerics import Numerics, Way, accumulator
 
-def one_by_one(
-    compute: Callable[[jax.Array, jax.Array], jax.Array], a: jax.Array, b: jax.Array, groups: int
-) -> jax.Array:
-    """What `compute` makes of each group of `a` and `b`; the last axes hold the groups."""
-    operands = [(c, c.shape[-1] // groups) for c in (a, b)]
-    one = jax.eval_shape(
-        compute, *(jax.ShapeDtypeStruct((*c.shape[:-1], width), c.dtype) for c, width in operands)
-    )
+
+def one_by_one(compute: Way, a: jax.Array, b: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
+    """A map, by `compute` for one group after another, which the last axes hold.
+
+    In 32 bits, because in a loop XLA:CPU converts all groups of 16 bits again for each of them. By
+    `while_loop` for the reason given in `strips`.
+    """
+    alone = dataclasses.replace(g, groups=1)
+    wide = num._replace(dtype=accumulator(num.dtype))
+    a, b = (c.astype(accumulator(c.dtype)) for c in (a, b))
+
+    def of_group(i: jax.Array) -> jax.Array:
+        return compute(_group(a, i, g.groups), _group(b, i, g.groups), alone, wide)
 
     def step(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         i, result = state
-        part = compute(*(_group(c, i, width) for c, width in operands))
-        start = (*[jnp.int32(0)] * (one.ndim - 1), i * jnp.int32(one.shape[-1]))
-        result = lax.dynamic_update_slice(result, part, start, allow_negative_indices=False)
+        part = of_group(i)
+        result = lax.dynamic_update_slice_in_dim(
+            result, part, lax.mul(i, jnp.int32(part.shape[-1])), -1, allow_negative_indices=False
+        )
         return lax.add(i, jnp.int32(1)), result
 
-    zero = jnp.zeros((*one.shape[:-1], groups * one.shape[-1]), one.dtype)
-    start = (jnp.int32(0), zero)
-    _, result = lax.while_loop(lambda state: lax.lt(state[0], jnp.int32(groups)), step, start)
-    return result
+    one = jax.eval_shape(of_group, jnp.int32(0))
+    start = (jnp.int32(0), jnp.zeros((*one.shape[:-1], g.groups * one.shape[-1]), one.dtype))
+    _, result = lax.while_loop(lambda state: lax.lt(state[0], jnp.int32(g.groups)), step, start)
+    return result.astype(num.dtype)
 
 
-def _group(a: jax.Array, i: jax.Array, width: int) -> jax.Array:
-    start = (*[jnp.int32(0)] * (a.ndim - 1), lax.mul(i, jnp.int32(width)))
-    return lax.dynamic_slice(a, start, (*a.shape[:-1], width), allow_negative_indices=False)
+def _group(a: jax.Array, i: jax.Array, groups: int) -> jax.Array:
+    width = a.shape[-1] // groups
+    start = lax.mul(i, jnp.int32(width))
+    return lax.dynamic_slice_in_dim(a, start, width, -1, allow_negative_indices=False)

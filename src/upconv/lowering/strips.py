@@ -112,8 +112,7 @@ def _sum_of_pieces(
     ]
     wide = num._replace(dtype=accumulator(num.dtype))
 
-    def add(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        i, total = state
+    def of_piece(i: jax.Array) -> jax.Array:
         x, row, there = (_take_piece(stack, i) for stack in stacks)
         part = lax.gather(
             y,
@@ -124,19 +123,17 @@ def _sum_of_pieces(
         )
         there = lax.broadcast_in_dim(there, part.shape, (0, 1))
         part = lax.select(there, part, jnp.zeros_like(part))
-        return lax.add(i, jnp.int32(1)), lax.add(total, at_once(x, part, strip, wide))
+        return at_once(x, part, strip, wide)
 
-    one = jax.eval_shape(
-        lambda x, y: at_once(x, y, strip, wide),
-        jax.ShapeDtypeStruct(stacks[0].shape[1:], x.dtype),
-        jax.ShapeDtypeStruct((*stacks[1].shape[1:2], met.shape[1], *y.shape[1:]), y.dtype),
-    )
+    def add(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        i, total = state
+        return lax.add(i, jnp.int32(1)), lax.add(total, of_piece(i))
+
+    one = jax.eval_shape(of_piece, jnp.int32(0))
     start = (jnp.int32(0), jnp.zeros(one.shape, one.dtype))
     _, total = lax.while_loop(lambda state: lax.lt(state[0], jnp.int32(pieces)), add, start)
     return total.astype(num.dtype)
 
 
 def _take_piece(a: jax.Array, i: jax.Array) -> jax.Array:
-    start = (i, *[jnp.int32(0)] * (a.ndim - 1))
-    piece = lax.dynamic_slice(a, start, (1, *a.shape[1:]), allow_negative_indices=False)
-    return lax.squeeze(piece, (0,))
+    return lax.dynamic_index_in_dim(a, i, keepdims=False, allow_negative_indices=False)

@@ -58,9 +58,10 @@ def subpixel(
     and zeros fill their taps up to the same number. Only along the first `split` axes does every
     phase have a convolution to itself, of no more than its own taps. Shi et al., arXiv:1609.07009.
     """
-    if max(g.dilation_rate[:split], default=1) > 1:  # a phase's taps are not every s-th one
-        split = 0
-    runs = [each_phase(g, a) if a < split else [all_phases(g, a)] for a in range(g.rank)]
+    runs = [[all_phases(g, a)] for a in range(g.rank)]
+    for a in range(min(split, g.rank)):
+        if g.strides[a] == 1 or g.dilation_rate[a] == 1:  # else a phase's taps are not every s-th
+            runs[a] = each_phase(g, a)
     parts = []
     for chosen in itertools.product(*map(enumerate, runs)):
         places, run = zip(*chosen, strict=True)
