@@ -278,17 +278,18 @@ def test_zeros_between_taps_are_not_multiplied(case: Case) -> None:
     assert "stablehlo.pad" not in text
 
 
+@pytest.mark.parametrize("images", [8, 11])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_depthwise_layers_move_no_windows(stride: int) -> None:
+def test_depthwise_layers_move_no_windows(stride: int, images: int) -> None:
     """There are `k * k` times as many numbers in the windows as there are pixels."""
-    x = jax.ShapeDtypeStruct((8, 16, 16, 32), "float32")
+    x = jax.ShapeDtypeStruct((images, 13, 16, 32), "float32")
     w = jax.ShapeDtypeStruct((4, 4, 1, 32), "float32")
     f = partial(upconv.conv_transpose, strides=stride, padding="same", groups=32)
     y = jax.eval_shape(f, x, w)
     for argument in (0, 1):
         gradient = jax.jit(jax.grad(lambda *args: (f(*args) ** 2).sum(), argument)).lower(x, w)
         memory = gradient.compile().memory_analysis()
-        assert memory.temp_size_in_bytes < 5 * y.size * y.dtype.itemsize
+        assert memory.temp_size_in_bytes < 8 * y.size * y.dtype.itemsize
 
 
 def test_groups_of_16_bits_are_converted_once() -> None:

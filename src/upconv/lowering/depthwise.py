@@ -7,6 +7,7 @@ are multiplied number by number, and no window is made.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import operator
@@ -94,12 +95,16 @@ def _sums(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
     `(shifts, images, rows, stride, ..., C)`, of one part.
     """
     del num  # operands have the dtype of the sum
+    images, of_images = _parts(x.shape[0], strips.IMAGES)
+    rows, of_rows = _parts(x.shape[1], strips.IMAGES // of_images)
+    more_images, more_rows = images * of_images - x.shape[0], rows * of_rows - x.shape[1]
+    none = [(0, 0, 0)] * g.rank
+    x = pad(x, [(0, more_images, 0), (0, more_rows, 0), *none])
+    y = pad(y, [(0, more_images, 0), (0, 0, 0), *none])
+    g = dataclasses.replace(g, input_size=x.shape[1:-1])
     runs = [Run(0, 1, s, 0, m) for s, m in zip(g.strides, g.full_strides, strict=True)]
     # Without a barrier XLA:CPU slices again for some of the products. 8x64x64x64, 4x4 / 2: 0.4.
     x, y = lax.optimization_barrier((x, split_phases(y, runs, g)))
-    of_images = _parts(x.shape[0], strips.IMAGES)
-    of_rows = _parts(x.shape[1], strips.IMAGES // of_images)
-    images, rows = x.shape[0] // of_images, x.shape[1] // of_rows
     sizes = zip((rows, *g.input_size[1:]), g.strides, strict=True)
     shape = (images, *itertools.chain.from_iterable(sizes), x.shape[-1])
     axes = (0, *range(1, 2 * g.rank + 1, 2), 2 * g.rank + 1)
@@ -121,9 +126,10 @@ def _sums(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
     return lax.concatenate(sums, 0)
 
 
-def _parts(n: int, most: int) -> int:
-    """The most equal parts that `n` divides into, up to `most`."""
-    return next(parts for parts in range(most, 0, -1) if n % parts == 0)
+def _parts(n: int, most: int) -> tuple[int, int]:
+    """The size of a part, and how many of them hold `n`: no more than `most`."""
+    size = max(cdiv(n, most), 1)
+    return size, max(cdiv(n, size), 1)
 
 
 def _box(a: jax.Array, start: Sequence[int], shape: Sequence[int]) -> jax.Array:
