@@ -18,8 +18,8 @@ from upconv.lowering.axes import merge_first, pad, take_rows
 from upconv.lowering.numerics import Numerics, Way, accumulator
 
 # How many images, or strips of them, one sum should have. With 4 strips, which stretching does not
-# help, 2x64x64x128 -> 64, 3x3 / 2 takes 2.5 times as long, and with 16 of them 1.3. `depthwise` adds
-# up as many parts of images and rows.
+# help, 2x64x64x128 -> 64, 3x3 / 2 takes 2.5 times as long, and with 16 of them 1.3. `depthwise`
+# adds up as many parts of images and rows.
 IMAGES = 8
 
 # Bytes of `y` in a piece; what would make fewer than four pieces is not cut.
