@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import sys
+import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,11 @@ import jax
 
 from upconv.bench import chart, machine, report
 from upconv.bench.comparing import bench_layers
-from upconv.bench.layers import LAYERS, TIMES, LayerSpec
+from upconv.bench.layers import GROUPED, LAYERS, TIMES, LayerSpec
 from upconv.bench.maps import bench_maps
 from upconv.bench.measuring import QUICK, Effort
 from upconv.bench.peers import OURS, PEERS, present, why_not
-from upconv.bench.results import all_ratios, summary
+from upconv.bench.results import all_ratios, spans, summary
 
 DESCRIPTION = "How fast the layer is on this machine, compared with every peer that is installed."
 ROUNDS = 5
@@ -59,10 +60,11 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add(
         "--layers",
-        type=_names(LAYERS),
+        type=_names(LAYERS | GROUPED, {"groups": list(GROUPED)}),
         default=list(LAYERS),
         metavar="NAME,...",
-        help="some of the layers listed below (default: all; only then are goals judged)",
+        help="some of the layers listed below, or groups, for all that have them "
+        "(default: all that have none; only then are goals judged)",
     )
     add(
         "--peers",
@@ -92,14 +94,16 @@ def _sizes_of_layers() -> str:
     head = "layers (batch x image x channels -> filters, kernel / stride, padding):"
     lines = [
         f"  {layer.name:<8} {str(layer).translate(ASCII)}, {layer.padding}"
-        for layer in LAYERS.values()
+        for layer in (LAYERS | GROUPED).values()
     ]
     return "\n".join([head, *lines])
 
 
-def _names(known: Mapping[str, Any]) -> Callable[[str], list[str]]:
+def _names(
+    known: Mapping[str, Any], sets: Mapping[str, list[str]] = types.MappingProxyType({})
+) -> Callable[[str], list[str]]:
     def parse(text: str) -> list[str]:
-        names = text.split(",")
+        names = [name for word in text.split(",") for name in sets.get(word, [word])]
         for name in names:
             if name not in known:
                 raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(known)}")
@@ -133,7 +137,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = arguments(argv)
     _prepare()
     effort = QUICK if args.quick else _effort(args.rounds or ROUNDS)
-    layers = {name: LAYERS[name].tiny if args.quick else LAYERS[name] for name in args.layers}
+    layers = {name: (LAYERS | GROUPED)[name] for name in args.layers}
+    if args.quick:
+        layers = {name: layer.tiny for name, layer in layers.items()}
     found = _settings(args, layers, effort)
     found |= (_measure_maps if args.maps else _measure_peers)(args, layers, effort)
     if args.json:
@@ -182,6 +188,7 @@ def _measure_peers(
         report.show_layer(layer, results[name])
     # The goals were set for all layers together, in their full size.
     lines = summary(results) if layers == LAYERS else []
+    report.show_spans(spans(results))
     if lines:
         report.show_summary(lines)
     return {"results": results, "ratios": all_ratios(results), "summary": lines}

@@ -83,11 +83,11 @@ def _groups(layer: str, tasks: Mapping[str, Task]) -> list[Clocks]:
 def build_tasks(
     layer: LayerSpec, peers: Sequence[str], dtype: str, say: Callable[[str], None]
 ) -> dict[str, Task]:
-    """The tasks of those peers that can be measured with the layer's rank."""
+    """The tasks of those peers that have such a layer."""
     data = random_data(layer)
     tasks: dict[str, Task] = {}
     for name in peers:
-        if layer.rank in PEERS[name].ranks:
+        if PEERS[name].has(layer):
             with sparing(name, layer.name, tasks, say):
                 task = PEERS[name].build(layer, data, dtype)
                 kinds = [k for k in task.calls if k != "hvp" or name in SECOND_ORDER]

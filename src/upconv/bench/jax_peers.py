@@ -63,7 +63,12 @@ def our_layer(layer: LayerSpec, dtype: str) -> Apply:
     """That of `upconv.linen`."""
     classes = (linen.Conv1DTranspose, linen.Conv2DTranspose, linen.Conv3DTranspose)
     module = classes[layer.rank - 1](
-        layer.filters, layer.kernel_size, layer.stride, layer.padding, use_bias=False
+        layer.filters,
+        layer.kernel_size,
+        layer.stride,
+        layer.padding,
+        use_bias=False,
+        groups=layer.groups,
     )
     return lambda x, kernel: module.apply({"params": {"kernel": kernel}}, x)
 
@@ -82,7 +87,9 @@ def flax_layer(layer: LayerSpec, dtype: str) -> Apply:
 
 
 def lax_layer(layer: LayerSpec, dtype: str) -> Apply:
-    """The function of `jax.lax`."""
+    """The function of `jax.lax`; of groups, which it does not take, the convolution behind it."""
+    if layer.groups > 1:
+        return _lax_groups(layer)
     space = "DHW"[-layer.rank :]
     return lambda x, kernel: jax.lax.conv_transpose(
         x,
@@ -92,6 +99,32 @@ def lax_layer(layer: LayerSpec, dtype: str) -> Apply:
         dimension_numbers=(f"N{space}C", f"{space}IO", f"N{space}C"),
         transpose_kernel=True,
     )
+
+
+def _lax_groups(layer: LayerSpec) -> Apply:
+    r = layer.rank
+    image = (0, r + 1, *range(1, r + 1))
+    pads = zip(layer.kernel_size, layer.geometry.pads, strict=True)
+    arguments = {
+        "window_strides": (1,) * r,
+        "padding": [(k - 1 - lo, k - 1 - hi) for k, (lo, hi) in pads],
+        "lhs_dilation": layer.strides,
+        "feature_group_count": layer.groups,
+        "dimension_numbers": jax.lax.ConvDimensionNumbers(image, (r, r + 1, *range(r)), image),
+    }
+
+    def apply(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return jax.lax.conv_general_dilated(x, _groups_of_filters(kernel, layer), **arguments)
+
+    return apply
+
+
+def _groups_of_filters(kernel: Any, layer: LayerSpec) -> Any:
+    """The flipped kernel of groups, `(*kernel_size, filters, c_in // groups)`."""
+    r = layer.rank
+    kernel = kernel.reshape(*kernel.shape[: r + 1], layer.groups, -1)
+    flipped = kernel[(slice(None, None, -1),) * r].swapaxes(r, r + 1)
+    return flipped.reshape(*layer.kernel_size, layer.filters, -1)
 
 
 def equinox_layer(layer: LayerSpec, dtype: str) -> Apply:
@@ -105,6 +138,7 @@ def equinox_layer(layer: LayerSpec, dtype: str) -> Apply:
         layer.kernel_size,
         layer.strides,
         layer.padding.upper(),
+        groups=layer.groups,
         use_bias=False,
         key=jax.random.key(0),
     )
@@ -115,14 +149,14 @@ def _equinox_input(x: np.ndarray) -> np.ndarray:
     return np.moveaxis(x, -1, 1)
 
 
-def _equinox_kernel(kernel: np.ndarray) -> np.ndarray:
-    """To `(c_out, c_in, *kernel_size)`, the window reversed, since Equinox does not flip it."""
-    return np.flip(np.moveaxis(kernel, (-2, -1), (0, 1)), tuple(range(2, kernel.ndim)))
+def equinox_task(layer: LayerSpec, data: Data, dtype: str) -> Task:
+    """Equinox's task: kernels are `(filters, c_in // groups, *kernel_size)`, and not flipped."""
 
+    def arranged(kernel: np.ndarray) -> np.ndarray:
+        return np.moveaxis(_groups_of_filters(kernel, layer), (-2, -1), (0, 1))
 
-equinox_task = functools.partial(
-    task, equinox_layer, arrange=(_equinox_input, _equinox_kernel), channel_axis=1
-)
+    arrange = (_equinox_input, arranged)
+    return task(equinox_layer, layer, data, dtype, arrange=arrange, channel_axis=1)
 
 
 @functools.cache

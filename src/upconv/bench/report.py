@@ -11,6 +11,7 @@ from typing import Any
 from upconv.bench.layers import TIMES, LayerSpec
 from upconv.bench.measuring import Row
 from upconv.bench.peers import OURS
+from upconv.bench.results import Span
 from upconv.bench.task import KINDS
 
 
@@ -80,6 +81,14 @@ def show_layer(layer: LayerSpec, rows: Mapping[str, Row]) -> None:
     table(f"{layer.name}: {layer}", [*header, "spread", "temp", "compile ms"], body)
 
 
+def show_spans(lines: Sequence[Span]) -> None:
+    """How many times as long the best on JAX and the best elsewhere take, over all layers."""
+    if lines:
+        body = [[line.what, *(number(r, TIMES) for r in line[1:])] for line in lines]
+        title = "the fastest on JAX, and elsewhere (torch, tensorflow), over ours"
+        table(title, ["", "geometric mean", "least", "most"], body)
+
+
 def show_summary(lines: Iterable[Mapping[str, Any]]) -> None:
     """The goals of the project, and which of them are reached."""
     body = [
@@ -93,7 +102,7 @@ def show_summary(lines: Iterable[Mapping[str, Any]]) -> None:
         for line in lines
     ]
     table(
-        "summary (means are geometric; elsewhere: torch, tensorflow; goals are for two CPU cores)",
+        "goals, for two CPU cores",
         ["", "here", "goal", "reached", "worst layer"],
         body,
     )

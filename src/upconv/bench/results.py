@@ -44,6 +44,25 @@ def all_ratios(results: Results) -> dict[str, dict[str, dict[str, float]]]:
     }
 
 
+class Span(NamedTuple):
+    """How many times as long others take: over several layers, the geometric mean and the range."""
+
+    what: str
+    mean: float
+    least: float
+    most: float
+
+
+def spans(results: Results) -> list[Span]:
+    """Of each kind, against the best on JAX and elsewhere, where several layers were measured."""
+    found = (
+        (f"{kind}, {where}", list(ratios(results, f"{kind}_ms", peers).values()))
+        for kind in KINDS
+        for where, peers in (("JAX", ON_JAX), ("elsewhere", ELSEWHERE))
+    )
+    return [Span(what, mean(r), min(r), max(r)) for what, r in found if len(r) > 1]
+
+
 class Goal(NamedTuple):
     """A line of the summary: a number for each layer, one number for all, and its bound.
 

@@ -63,7 +63,9 @@ def task(layer: LayerSpec, data: Data, dtype: str, *, channels_last: bool = Fals
     padding, extra = crop(layer)
 
     def apply(x: Any, kernel: Any) -> Any:
-        return function(x, kernel, stride=layer.stride, padding=padding, output_padding=extra)
+        return function(
+            x, kernel, None, layer.stride, padding, output_padding=extra, groups=layer.groups
+        )
 
     calls = _calls(apply, (x, kernel), (dx, dkernel))
     return Task(calls, _wait, 1, aligned=aligned(layer))
