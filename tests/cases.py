@@ -141,6 +141,8 @@ CASES = (
     Case("1d_op_dilation", (4,), (3,), strides=2, padding=2, dilation_rate=5, output_padding=4),
     Case("1d_far_apart", (6,), (3,), padding="same", dilation_rate=20, c_in=4, c_out=6, groups=2),
     Case("1d_groups_depthwise", (5,), (3,), strides=2, padding="same", c_in=4, c_out=4, groups=4),
+    Case("1d_groups_depthwise_even", (5,), (4,), strides=2, padding="same", c_in=3, c_out=3,
+         groups=3),
     Case("1d_no_batch", (5,), (4,), strides=2, padding="same", batch=()),
     Case("1d_many", (48,), (4,), strides=2, padding="same", c_in=9, c_out=17, batch=(12,)),
     # Two dimensions.

@@ -304,8 +304,22 @@ MUTATIONS = [
     Mutation(
         "taps of a depthwise kernel lie next to each other",
         "lowering/depthwise",
-        "firsts = [t * d - lo for",
-        "firsts = [t - lo for",
+        "self.first + taps * self.dilation, self.dilation)",
+        "self.first + taps, 1)",
+        ("test_functional", "test_case and depthwise"),
+    ),
+    Mutation(
+        "rows of a depthwise kernel lie next to each other where one is taken after another",
+        "lowering/depthwise",
+        "lax.mul(i, jnp.int32(axis.dilation))",
+        "lax.mul(i, jnp.int32(1))",
+        ("test_functional", "test_case and depthwise"),
+    ),
+    Mutation(
+        "a depthwise kernel's gradient repeats its first stride",
+        "lowering/depthwise",
+        "start = lax.mul(i, jnp.int32(shifts[a].step * s))",
+        "start = lax.mul(i, jnp.int32(0))",
         ("test_functional", "test_case and depthwise"),
     ),
     Mutation(

@@ -363,11 +363,16 @@ class TestReach:
         ids=str,
     )
     def test_long_kernels_are_soon_compiled(self, case: Case) -> None:
-        """There are not as many operations as a kernel has taps: XLA takes them one by one."""
+        """There are not as many operations as a kernel has taps: XLA takes them one by one.
+
+        Of a depthwise layer there are as many products as a row of its kernel has taps, of some ten
+        operations each, in all three maps.
+        """
         shapes = case.x_shape, case.kernel_shape, case.y_shape
         args = [jax.ShapeDtypeStruct(shape, "float32") for shape in shapes]
         text = jax.jit(with_gradients(layer(case))).lower(*args).as_text()
-        assert text.count("stablehlo.") < 150
+        products = 3 * case.kernel_size[-1] if case.groups == case.c_in else 0
+        assert text.count("stablehlo.") < 150 + 10 * products
 
 
 TABLES = {"T": lowering.CONV_TRANSPOSE, "C": lowering.CONV, "G": lowering.CORRELATE_KERNEL}

@@ -29,7 +29,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.core import ShapedArray
-from jax.experimental.xla_metadata import set_xla_metadata
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir, xla
 from jax.sharding import AbstractMesh, PartitionSpec
@@ -37,6 +36,7 @@ from jax.sharding import AbstractMesh, PartitionSpec
 from upconv import auto, lowering
 from upconv.geometry import Geometry
 from upconv.lowering.axes import merge, merge_last, move, split_groups
+from upconv.lowering.calls import kept_apart
 from upconv.lowering.numerics import Numerics
 
 
@@ -238,7 +238,10 @@ def _lower(
 ) -> Any:
     numerics = numerics._replace(platform=auto.PARTITIONED if _is_partitioned(ctx) else platform)
     compute = functools.partial(COMPUTE[p], g=geometry, num=numerics)
-    fun = _kept_apart(compute) if numerics.platform == "cpu" else compute
+    # XLA:CPU considers the interleaving of pixels cheap, and repeats it in every fusion that reads
+    # the result: a training step then holds the output three times, and temporaries of 32 MiB and
+    # more are fresh memory at every call. Behind a call there is one output.
+    fun = kept_apart(compute) if numerics.platform == "cpu" else compute
     ctx = ctx.replace(
         avals_in=tuple(map(_plain, ctx.avals_in)), avals_out=tuple(map(_plain, ctx.avals_out))
     )
@@ -256,25 +259,6 @@ def _dtypes_kept(ctx: Any) -> AbstractContextManager[Any]:
 def _plain(aval: ShapedArray) -> ShapedArray:
     """Without shardings and varying axes, which end here: inside, the partitioner decides."""
     return ShapedArray(aval.shape, aval.dtype)
-
-
-def _kept_apart(fun: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """`fun` as a call that XLA does not inline.
-
-    XLA:CPU considers the interleaving of pixels cheap, and repeats it in every fusion that reads
-    the result: a training step then holds the output three times, and temporaries of 32 MiB and
-    more are fresh memory at every call. Behind a call there is one output.
-    """
-
-    def inner(*args: jax.Array) -> jax.Array:
-        with set_xla_metadata(inlineable=None):  # the call is marked, not what is inside it
-            return fun(*args)
-
-    def outer(*args: jax.Array) -> jax.Array:
-        with set_xla_metadata(inlineable="false"):
-            return jax.jit(inner)(*args)
-
-    return outer
 
 
 def _is_partitioned(ctx: Any) -> bool:

@@ -71,16 +71,15 @@ MANY_PHASES = 9
 MANY_PARTS = 350
 
 # From so many products that are added up, one group after another is faster; and beyond, so is T of
-# depthwise layers tap by tap.
+# depthwise layers phase by phase.
 MANY_MEET = 9
 
 # From so many multiplications, of all groups, it always is.
 MANY_MULTIPLICATIONS = 8 << 20
 
-# Products of single channels that are added up tap by tap, or stride by stride, compile slowly
-# beyond these. At the limit C of 2x64x64x21, 16x16 / 8, takes 0.7 s to compile, and 0.25 of the
-# time; beyond, G of 4x28x28x64, 13x13, takes 4 s to compile.
-MANY_TAPS, MANY_SHIFTS = 256, 32
+# Taps of a depthwise layer, beyond which those of each phase take long to compile: of 1x16x16x32,
+# 32x32 / 4, 3.6 s, for 0.2 of the time.
+MANY_TAPS = 256
 
 # Products of so few bytes are worth their memory whatever the operands are; in three dimensions,
 # where a pixel makes many of them, fewer.
@@ -135,21 +134,15 @@ def _of_groups(a: Layer) -> Ways:
 def _depthwise(a: Layer) -> Ways:
     """Numbers by numbers, instead of windows that are moved before they are multiplied.
 
-    8x64x64x64, 4x4 / 2: C 0.07, G 0.02; 4x28x28x96, 7x7: T 0.05, C 0.04.
+    8x64x64x64, 4x4 / 2: C 0.03, G 0.02; 4x28x28x96, 7x7: T 0.05, C 0.04, G 0.3.
     """
     g = a.g
-    few = a.taps <= MANY_TAPS
     # Phases of dilated taps cannot be taken by themselves.
     spread = any(s > 1 and d > 1 for s, d in zip(g.strides, g.dilation_rate, strict=True))
     # But 8x56x56x32, 5x5 / 2, where nine products meet: 1.7.
-    by_taps = few and not spread and (max(g.strides) == 1 or a.overlap > MANY_MEET)
-    # Windows of 4x28x28x96, 7x7, one channel after another: 0.2; but of 1x28x28x128: 7.
-    fresh = a.products * _itemsize(a) >= FRESH
-    return Ways(
-        "depthwise" if by_taps else "matmul",
-        "depthwise" if few else "one_by_one",
-        "depthwise" if a.parts <= MANY_SHIFTS else "one_by_one" if fresh else "matmul",
-    )
+    phases = a.overlap > MANY_MEET and a.taps <= MANY_TAPS and not spread
+    by_taps = max(g.strides) == 1 or phases
+    return Ways("depthwise" if by_taps else "matmul", "depthwise", "depthwise")
 
 
 def _phases_are_more(a: Layer) -> bool:

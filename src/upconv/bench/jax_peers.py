@@ -104,17 +104,20 @@ def lax_layer(layer: LayerSpec, dtype: str) -> Apply:
 def _lax_groups(layer: LayerSpec) -> Apply:
     r = layer.rank
     image = (0, r + 1, *range(1, r + 1))
-    pads = zip(layer.kernel_size, layer.geometry.pads, strict=True)
-    arguments = {
-        "window_strides": (1,) * r,
-        "padding": [(k - 1 - lo, k - 1 - hi) for k, (lo, hi) in pads],
-        "lhs_dilation": layer.strides,
-        "feature_group_count": layer.groups,
-        "dimension_numbers": jax.lax.ConvDimensionNumbers(image, (r, r + 1, *range(r)), image),
-    }
+    numbers = jax.lax.ConvDimensionNumbers(image, (r, r + 1, *range(r)), image)
+    ends = zip(layer.kernel_size, layer.geometry.pads, strict=True)
+    padding = [(k - 1 - lo, k - 1 - hi) for k, (lo, hi) in ends]
 
     def apply(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return jax.lax.conv_general_dilated(x, _groups_of_filters(kernel, layer), **arguments)
+        return jax.lax.conv_general_dilated(
+            x,
+            _groups_of_filters(kernel, layer),
+            window_strides=(1,) * r,
+            padding=padding,
+            lhs_dilation=layer.strides,
+            feature_group_count=layer.groups,
+            dimension_numbers=numbers,
+        )
 
     return apply
 

@@ -10,17 +10,52 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import math
 import operator
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from upconv.geometry import Geometry, cdiv, dilated, windows
 from upconv.lowering import strips
 from upconv.lowering.axes import pad
+from upconv.lowering.calls import kept_apart
 from upconv.lowering.numerics import Numerics, accumulator
 from upconv.lowering.phases import Run, split_phases
+
+# Terms of a sum for every pixel, up to which XLA:CPU's compiler uses vectors; of more, one tap of
+# an axis is added after another. C of 1x32x32x64, 16x16 / 8: 0.35, and 0.2 s to compile instead of
+# 1.
+MANY_TERMS = 128
+
+# Strides that a kernel spans, beyond which G takes one of an axis after another. 4x28x28x96, 7x7,
+# which spans 49: 0.8, and 0.4 s to compile instead of 2.
+MANY_SHIFTS = 32
+
+# Taps that reach beyond an image, up to which each looks where it ends; for more it is padded once.
+# C of 1x64x64x64, 4x4 / 2, where twelve do: 0.35. But of 4x56x56x64, 3x3 / 2, where five do: 3.
+FEW_EDGES = 8
+
+
+class _Axis(NamedTuple):
+    """How a window moves: the first tap meets `size` pixels, `stride` apart, from `first` on."""
+
+    first: int
+    stride: int
+    size: int
+    dilation: int
+
+    def firsts(self, taps: int) -> range:
+        """The first pixel that each tap meets."""
+        return range(self.first, self.first + taps * self.dilation, self.dilation)
+
+    def inside(self, taps: int, n: int) -> int:
+        """How many taps meet nothing beyond the image's `n` pixels."""
+        last = n - 1 - (self.size - 1) * self.stride
+        return sum(0 <= first <= last for first in self.firsts(taps))
 
 
 def convolve(
@@ -36,38 +71,78 @@ def convolve(
     """A convolution of `(N, *space, C)` by `(*window, 1, C)`, as a sum for every pixel."""
     del groups  # as many as channels
     rank, total = lhs.ndim - 2, accumulator(num.dtype)
+    lhs, w = lhs.astype(total), lax.squeeze(rhs.astype(total), (rank,))
+    space, window = lhs.shape[1:-1], w.shape[:-1]
     strides, dilation = strides or (1,) * rank, rhs_dilation or (1,) * rank
-    lhs, weights = lhs.astype(total), rhs.astype(total).reshape(-1, rhs.shape[-1])
-    axes = list(zip(lhs.shape[1:-1], padding, dilation, rhs.shape[:-2], strict=True))
-    sizes = [
-        windows(n + lo + hi, dilated(k, d), s)
-        for (n, (lo, hi), d, k), s in zip(axes, strides, strict=True)
+    axes = [
+        _Axis(-lo, s, windows(n + lo + hi, dilated(k, d), s), d)
+        for n, (lo, hi), s, d, k in zip(space, padding, strides, dilation, window, strict=True)
     ]
-    if max(strides) == 1:  # Padded once. 4x56x56x64, 3x3: 0.3. But at stride 2: 2.5.
+    inside = math.prod(map(_Axis.inside, axes, window, space))
+    few = math.prod(window) <= min(inside + FEW_EDGES, MANY_TERMS)
+    if not few or max(strides) == 1:  # 4x56x56x64, 3x3 / 1: 0.3.
         lhs = pad(lhs, [(0, 0, 0), *((lo, hi, 0) for lo, hi in padding), (0, 0, 0)])
-        axes = [(n + lo + hi, (0, 0), d, k) for n, (lo, hi), d, k in axes]
+        axes = [axis._replace(first=0) for axis in axes]
+    return _sum_of_taps(lhs, w, axes).astype(num.dtype)
+
+
+def _sum_of_taps(a: jax.Array, w: jax.Array, axes: Sequence[_Axis]) -> jax.Array:
+    """The products of what each tap of `(*window, C)` meets, summed up."""
+    *window, channels = w.shape
+    if math.prod(window) > MANY_TERMS:
+        return _tap_by_tap(a, w, axes)
+    weights = w.reshape(-1, channels)
     terms = []
-    for i, tap in enumerate(itertools.product(*map(range, rhs.shape[:-2]))):
-        firsts = [t * d - lo for t, (_, (lo, _), d, _) in zip(tap, axes, strict=True)]
-        met = _pixels_met(lhs, firsts, strides, sizes)
+    for i, firsts in enumerate(itertools.product(*map(_Axis.firsts, axes, window))):
+        met = _pixels_met(a, firsts, axes)
         weight = lax.index_in_dim(weights, i, keepdims=False)
         terms.append(lax.mul(met, lax.broadcast_in_dim(weight, met.shape, (met.ndim - 1,))))
-    return functools.reduce(lax.add, terms).astype(num.dtype)
+    return functools.reduce(lax.add, terms)
 
 
-def _pixels_met(
-    a: jax.Array, firsts: Sequence[int], strides: Sequence[int], sizes: Sequence[int]
-) -> jax.Array:
-    """Along each axis `size` pixels, a stride apart, from `first` on; zeros outside the image."""
+def _tap_by_tap(a: jax.Array, w: jax.Array, axes: Sequence[_Axis]) -> jax.Array:
+    """The same within a padded image, one tap of the window's longest axis after another.
+
+    By `while_loop` for the reason given in `strips`.
+    """
+    *window, channels = w.shape
+    longest = window.index(max(window))
+    axis = axes[longest]
+    alone = [*axes]
+    alone[longest] = _Axis(0, 1, axis.size, 1)
+
+    def add(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        i, total = state
+        met = lax.dynamic_slice_in_dim(
+            a,
+            lax.add(lax.mul(i, jnp.int32(axis.dilation)), jnp.int32(axis.first)),
+            (axis.size - 1) * axis.stride + 1,
+            1 + longest,
+            allow_negative_indices=False,
+        )
+        met = lax.slice_in_dim(met, 0, None, axis.stride, 1 + longest)
+        tap = lax.dynamic_slice_in_dim(w, i, 1, longest, allow_negative_indices=False)
+        return lax.add(i, jnp.int32(1)), lax.add(total, _sum_of_taps(met, tap, alone))
+
+    sizes = (a.shape[0], *(axis.size for axis in axes), channels)
+    start = (jnp.int32(0), jnp.zeros(sizes, a.dtype))
+    more = jnp.int32(window[longest])
+    return lax.while_loop(lambda state: lax.lt(state[0], more), add, start)[1]
+
+
+def _pixels_met(a: jax.Array, firsts: Sequence[int], axes: Sequence[_Axis]) -> jax.Array:
+    """What a tap meets: pixels from `first` on; zeros outside the image."""
     starts, stops, ends = [], [], []
-    for n, first, s, size in zip(a.shape[1:-1], firsts, strides, sizes, strict=True):
+    for n, first, (_, s, size, _) in zip(a.shape[1:-1], firsts, axes, strict=True):
         start = min(max(cdiv(-first, s), 0), size)
         stop = min(max(cdiv(n - first, s), start), size)
         starts.append(first + start * s if start < stop else 0)
         stops.append(first + (stop - 1) * s + 1 if start < stop else 0)
         ends.append((start, size - stop, 0))
     batch, *_, channels = a.shape
-    met = lax.slice(a, (0, *starts, 0), (batch, *stops, channels), (1, *strides, 1))
+    met = lax.slice(
+        a, (0, *starts, 0), (batch, *stops, channels), (1, *(x.stride for x in axes), 1)
+    )
     return pad(met, [(0, 0, 0), *ends, (0, 0, 0)])
 
 
@@ -77,15 +152,58 @@ def correlate_kernel(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> 
     XLA:CPU takes a sum over all pixels at once number by number, or writes the products first.
     """
     r, total = g.rank, accumulator(num.dtype)
-    sums = strips.in_strips(_sums, x.astype(total), y.astype(total), g, num._replace(dtype=total))
-    w = lax.reduce_sum(sums, [1, *range(2, 2 * r + 2, 2)])
-    # (shifts, *strides, C) to (*kernel, 1, C)
-    w = w.reshape(*map(len, _shifts(g)), *w.shape[1:])
+    w = _of_strides(x.astype(total), y.astype(total), g, num._replace(dtype=total))
+    # (*shifts, *strides, C) to (*kernel, 1, C)
     w = w.transpose(*itertools.chain.from_iterable((a, r + a) for a in range(r)), 2 * r)
     w = w.reshape(*map(operator.mul, w.shape[: 2 * r : 2], g.strides), 1, w.shape[-1])
     apart = [1 if s == 1 else d for s, d in zip(g.strides, g.dilation_rate, strict=True)]
     stops = [(k - 1) * d + 1 for k, d in zip(g.kernel_size, apart, strict=True)]
     return lax.slice(w, (0,) * w.ndim, (*stops, *w.shape[r:]), (*apart, 1, 1)).astype(num.dtype)
+
+
+def _of_strides(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
+    """G of all strides that a kernel spans: `(*shifts, *strides, C)`."""
+    shifts = _shifts(g)
+    if math.prod(map(len, shifts)) > MANY_SHIFTS:
+        return _shift_by_shift(x, y, g, num)
+    # Apart, or XLA:CPU makes one sum of the two. 1x16x16x16x32, 4x4x4 / 2: 0.15.
+    sums = kept_apart(functools.partial(strips.in_strips, _sums, g=g, num=num))(x, y)
+    w = lax.reduce_sum(sums, [1, *range(2, 2 * g.rank + 2, 2)])
+    return w.reshape(*map(len, shifts), *w.shape[1:])
+
+
+def _shift_by_shift(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
+    """The same, one stride of the axis that has most after another; by `while_loop`, as above."""
+    shifts, r = _shifts(g), g.rank
+    a = max(range(r), key=lambda a: len(shifts[a]))
+    s, out = g.strides[a], g.input_size[a] * g.strides[a]
+    one = dataclasses.replace(
+        g,
+        kernel_size=_put(g.kernel_size, a, s),
+        dilation_rate=_put(g.dilation_rate, a, 1),
+        crop=_put(g.crop, a, 0),
+        output_size=_put(g.output_size, a, out),
+    )
+    ends = [(0, 0, 0)] * y.ndim
+    ends[1 + a] = (g.crop[a], g.full_strides[a] * s - g.crop[a] - y.shape[1 + a], 0)
+    y = pad(y, ends)
+
+    def add(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        i, w = state
+        start = lax.mul(i, jnp.int32(shifts[a].step * s))
+        met = lax.dynamic_slice_in_dim(y, start, out, 1 + a, allow_negative_indices=False)
+        part = _of_strides(x, met, one, num)
+        w = lax.dynamic_update_slice_in_dim(w, part, i, a, allow_negative_indices=False)
+        return lax.add(i, jnp.int32(1)), w
+
+    shape = (*map(len, shifts), *g.strides, x.shape[-1])
+    more = jnp.int32(len(shifts[a]))
+    start = (jnp.int32(0), jnp.zeros(shape, x.dtype))
+    return lax.while_loop(lambda state: lax.lt(state[0], more), add, start)[1]
+
+
+def _put(values: Sequence[Any], i: int, value: Any) -> tuple[Any, ...]:
+    return (*values[:i], value, *values[i + 1 :])
 
 
 def _sums(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
