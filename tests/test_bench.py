@@ -34,11 +34,11 @@ from upconv.bench import (
     torch_peer,
 )
 from upconv.bench.clocks import busy_time, clock
-from upconv.bench.layers import LAYERS, TIMES, Data, LayerSpec, random_data
+from upconv.bench.layers import GROUPED, LAYERS, TIMES, Data, LayerSpec, random_data
 from upconv.bench.measuring import QUICK, Effort, measure, statistics_of
 from upconv.bench.peers import PEERS, Peer, present
-from upconv.bench.report import show_layer, show_summary
-from upconv.bench.results import all_ratios, summary
+from upconv.bench.report import show_layer, show_spans, show_summary
+from upconv.bench.results import Span, all_ratios, spans, summary
 from upconv.bench.task import Task
 
 pytestmark = pytest.mark.slow
@@ -64,12 +64,36 @@ SIZES = {
     "conv3d": ((1, 12, 12, 12, 64), (3, 3, 3, 32, 64), 2, (1, 24, 24, 24, 32)),
 }
 
+# The same of layers with groups, and their number.
+SIZES_OF_GROUPS = {
+    "dla2": ((4, 64, 64, 64), (4, 4, 1, 64), 2, (4, 128, 128, 64), 64),
+    "dla8": ((1, 32, 32, 64), (16, 16, 1, 64), 8, (1, 256, 256, 64), 64),
+    "fcn8s": ((1, 64, 64, 21), (16, 16, 1, 21), 8, (1, 512, 512, 21), 21),
+    "bigvgan": ((4, 4096, 96), (12, 1, 96), 2, (4, 8192, 96), 96),
+    "depth3d": ((1, 16, 16, 16, 32), (4, 4, 4, 1, 32), 2, (1, 32, 32, 32, 32), 32),
+    "depth1": ((4, 28, 28, 96), (7, 7, 1, 96), 1, (4, 28, 28, 96), 96),
+    "two": ((32, 8, 8, 256), (4, 4, 64, 256), 2, (32, 16, 16, 128), 2),
+    "eight": ((8, 32, 32, 128), (4, 4, 8, 128), 2, (8, 64, 64, 64), 8),
+    "many": ((8, 28, 28, 128), (3, 3, 4, 128), 2, (8, 56, 56, 128), 32),
+    "four1d": ((4, 256, 256), (16, 32, 256), 8, (4, 2048, 128), 4),
+    "four3d": ((1, 12, 12, 12, 64), (3, 3, 3, 8, 64), 2, (1, 24, 24, 24, 32), 4),
+}
+
 
 def test_the_layers_are_those_that_the_goals_were_set_for() -> None:
     layers = LAYERS.values()
     found = {x.name: (x.input_shape, x.kernel_shape, x.stride, x.output_shape) for x in layers}
     assert found == SIZES
     assert [layer.name for layer in layers if layer.padding != "same"] == ["unet2x2"]
+    assert {layer.groups for layer in layers} == {1}
+
+
+def test_the_layers_of_groups() -> None:
+    found = {
+        x.name: (x.input_shape, x.kernel_shape, x.stride, x.output_shape, x.groups)
+        for x in GROUPED.values()
+    }
+    assert found == SIZES_OF_GROUPS
 
 
 def test_the_sizes_are_told_where_the_names_are(capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,10 +110,17 @@ def test_the_sizes_are_told_where_the_names_are(capsys: pytest.CaptureFixture[st
         for page in BENCHMARKS.glob("*.md"):
             row = f"| {name} | {sizes} -> {filters} | {window} / {stride} | {padding} |\n"
             assert row in page.read_text()
+    for name, (image, kernel, stride, output, groups) in SIZES_OF_GROUPS.items():
+        sizes, window = ("x".join(map(str, shape)) for shape in (image, kernel[:-2]))
+        layer = f"{sizes} -> {output[-1]} in {groups} groups, {window} / {stride}"
+        assert f"{name:<8} {layer}, same\n" in told
+        for page in BENCHMARKS.glob("*.md"):
+            row = f"| {name} | {sizes} -> {output[-1]} | {groups} | {window} / {stride} |"
+            assert row in page.read_text()
 
 
 def test_tiny_layers_keep_their_windows() -> None:
-    for layer in LAYERS.values():
+    for layer in (LAYERS | GROUPED).values():
         tiny = layer.tiny
         assert (tiny.kernel_size, tiny.stride, tiny.padding) == (
             layer.kernel_size,
@@ -97,6 +128,8 @@ def test_tiny_layers_keep_their_windows() -> None:
             layer.padding,
         )
         assert np.prod(tiny.input_shape) <= 500
+        assert tiny.groups == min(layer.groups, 2)
+        assert (tiny.kernel_shape[-2] == 1) == (layer.kernel_shape[-2] == 1)
 
 
 # ------------------------------------------------------------------ a run
@@ -190,6 +223,43 @@ def test_every_way_of_every_map_is_timed(main: Any, tmp_path: Path) -> None:
         assert all(entry["call_ms"] > 0 and entry["compile_ms"] > 0 for entry in entries)
 
 
+def test_layers_of_groups_are_named_one_by_one_or_together() -> None:
+    assert command.arguments(["--layers", "groups"]).layers == list(GROUPED)
+    assert command.arguments(["--layers", "many,fcn"]).layers == ["fcn", "many"]
+    everything = command.arguments(["--layers", "groups," + ",".join(LAYERS)]).layers
+    assert everything == [*LAYERS, *GROUPED]
+    assert command.arguments([]).layers == list(LAYERS)
+
+
+def test_of_groups_only_those_that_have_them_take_part(main: Any, tmp_path: Path) -> None:
+    """`jax.lax` by its convolution, whose loss must be ours; Flax has none."""
+    record = tmp_path / "groups.json"
+    options = ["--quick", "--layers", "bigvgan,many", "--peers", "flax,lax"]
+    main([*options, "--json", str(record)])
+    results = json.loads(record.read_text())["results"]
+    assert {name: list(rows) for name, rows in results.items()} == {
+        "bigvgan": ["upconv", "lax"],
+        "many": ["upconv", "lax"],
+    }
+    assert all(row["aligned"] for rows in results.values() for row in rows.values())
+
+
+@pytest.mark.parametrize(
+    ("layer", "way"), [("bigvgan", {"depthwise", "one_by_one"}), ("four1d", {"one_by_one"})]
+)
+def test_every_way_of_groups_is_timed(layer: str, way: set[str], main: Any, tmp_path: Path) -> None:
+    record = tmp_path / "maps.json"
+    main(["--quick", "--maps", "--layers", layer, "--json", str(record)])
+    found: dict[str, set[str]] = {}
+    for entry in json.loads(record.read_text())["maps"]:
+        found.setdefault(entry["map"], set()).add(entry["way"])
+    assert found == {
+        "conv_transpose": {"input_dilation", "subpixel", "phases", "matmul", *way},
+        "conv": {"strided", "matmul", *way},
+        "correlate_kernel": {"backward_filter", "matmul", *way},
+    }
+
+
 def missing(*peers: str) -> None:
     """Ends a test that cannot be run without them."""
     required = os.environ.get("UPCONV_REQUIRE_PARITY") == "1"
@@ -205,7 +275,8 @@ def test_all_peers_compute_the_same(tmp_path: Path) -> None:
     peers = [p for p in ELSEWHERE if importlib.util.find_spec(PEERS[p].package)]
     if absent := set(ELSEWHERE) - set(peers) - {"equinox"}:  # which parity does not install
         missing(*absent)
-    record, layers = tmp_path / "quick.json", ("unet2x2", "conv1d", "conv3d")
+    layers = ("unet2x2", "conv1d", "conv3d", "dla2", "four3d")
+    record = tmp_path / "quick.json"
     options = ["--quick", "--layers", ",".join(layers), "--peers", ",".join(peers)]
     environment = {name: value for name, value in os.environ.items() if name != "KERAS_BACKEND"}
     done = subprocess.run(
@@ -218,11 +289,13 @@ def test_all_peers_compute_the_same(tmp_path: Path) -> None:
 
     results = json.loads(record.read_text())["results"]
     for name in layers:  # the benchmark itself compares shapes and losses
-        expected = {"upconv", *peers} - ({"torch_channels_last"} if name == "conv1d" else set())
+        absent = {"torch_channels_last"} if name == "conv1d" else set()
+        absent |= {"keras", "tensorflow"} if name in GROUPED else set()
+        expected = {"upconv", *peers} - absent
         assert set(results[name]) == expected
         apart = {peer for peer, row in results[name].items() if not row["aligned"]}
         # Where the crop is odd, PyTorch has its larger half at the start.
-        assert apart == ({"torch", "torch_channels_last"} if name == "conv3d" else set())
+        assert apart == ({"torch", "torch_channels_last"} if name.endswith("3d") else set())
     assert {"hvp_ms", "hvp_spread"} <= set(results["conv3d"]["torch_channels_last"])
 
 
@@ -585,6 +658,22 @@ def test_ratios_are_by_kind_peer_and_layer() -> None:
     assert found["step"]["lax"] == {"a": 100.0, "b": 10.0}
     assert found["step"]["tensorflow"] == {"b": 0.8}
     assert found["hvp"] == {"torch": {"a": 4.0, "b": 8.0}, "torch_channels_last": {"a": 2.0}}
+
+
+def test_means_and_ranges_are_over_layers(capsys: pytest.CaptureFixture[str]) -> None:
+    found = {what: (pytest.approx(mean), *rest) for what, mean, *rest in spans(RESULTS)}
+    assert found == {
+        "forward, JAX": (3**0.5, 1.5, 2.0),  # 4/2 and 3/2
+        "forward, elsewhere": (1.125**0.5, 0.75, 1.5),
+        "step, JAX": (30, 10, 90),
+        "step, elsewhere": (1, 0.5, 2),
+        "hvp, elsewhere": (4, 2, 8),
+    }
+    assert spans({"a": RESULTS["a"]}) == []
+    show_spans([])
+    assert capsys.readouterr().out == ""
+    show_spans([Span("step, JAX", 30.0, 10.0, 90.0)])
+    assert re.search(rf"step, JAX +30.0{TIMES} +10.0{TIMES} +90.0{TIMES}", capsys.readouterr().out)
 
 
 def test_the_chart_has_a_bar_for_each_family_and_layer() -> None:

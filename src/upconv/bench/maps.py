@@ -16,8 +16,9 @@ from upconv.bench.layers import LayerSpec, random_data
 from upconv.bench.measuring import Effort, Row, measure, statistics_of, timed
 from upconv.lowering.numerics import Numerics, Way
 
-# Which the layers that are measured do not have.
+# Ways for layers of groups alone, and those that take them, too.
 OF_GROUPS = ("depthwise", "one_by_one")
+TAKE_GROUPS = ("input_dilation", "subpixel", "phases", "strided", "backward_filter", "matmul")
 
 OPERANDS = {"conv_transpose": "xw", "conv": "yw", "correlate_kernel": "xy"}
 
@@ -34,13 +35,22 @@ def bench_maps(layer: LayerSpec, dtype: str, effort: Effort) -> list[dict[str, A
         ways = {
             way: partial(_compute, f, g, numerics)
             for way, f in table.items()
-            if way not in OF_GROUPS and (way != "planes" or layer.rank > 1)
+            if _applies(way, layer)
         }
         rows = _rows(ways, [arrays[operand] for operand in OPERANDS[name]], effort)
         for way, row in rows.items():
             is_taken = way == getattr(taken, name)
             records.append({"layer": layer.name, "map": name, "way": way, "taken": is_taken, **row})
     return records
+
+
+def _applies(way: str, layer: LayerSpec) -> bool:
+    """Whether it is a way of computing such a layer."""
+    if way == "depthwise":
+        return layer.groups == layer.filters == layer.input_shape[-1]
+    if layer.groups > 1:
+        return way in (*OF_GROUPS, *TAKE_GROUPS)
+    return way not in OF_GROUPS and (way != "planes" or layer.rank > 1)
 
 
 def _platform() -> str:
