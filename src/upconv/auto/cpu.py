@@ -33,6 +33,9 @@ SHORT_ROW, SHORT_ROW_1D = 16, 96
 # Numbers of a window and channels of a pixel, up to which G takes windows that do not overlap.
 SHORT_WINDOW, SHORT_PIXEL = 128, 64
 
+# Numbers of a window up to which G of a few filters, but more than one, gathers windows.
+FEW_GATHERED = 64
+
 # Fewer pixels of `x` than these are too few for YNNPACK's kernel.
 FEW_PIXELS = 1024
 
@@ -297,14 +300,25 @@ def _blocks_pay(a: Layer) -> bool:
     return narrow and large and whole and minds and little and a.overlap > 1
 
 
+def _gathering_pays(a: Layer) -> bool:
+    """Whether G of few filters takes windows, which hardly overlap."""
+    fresh = a.products * _itemsize(a) >= FRESH_WINDOWS
+    if fresh or a.filters > FEW_FILTERS or max(a.g.phase_taps) > 2:
+        # 96x96x56 -> 1, 9x9 / 3: 1.6; 64x64x64x16 -> 3, 4x4 / 2: 2.9.
+        return False
+    # 32x32x32x64 -> 3, 4x4 / 2: 0.9; 64x32x32x64 -> 3: 0.55. But 8x32x32x64 -> 3, 6x6 / 3: 2.3, and
+    # 8x64x64x16 -> 4, 3x3 / 2: 2.2, but 0.9 with jaxlib 0.12.
+    few = a.taps * a.filters <= FEW_GATHERED and (a.filled == 1 or PARALLEL_YNNPACK)
+    # 8x64x64x4 -> 4, 3x3 / 2: 6, and 4x4 / 2: 2.
+    many = a.channels > SHORT_ROW // 2 or a.overlap == 1
+    return a.filters == 1 or (few and many)
+
+
 def _correlate_kernel(a: Layer) -> str:
     if a.g.rank == 3:
         # XLA:CPU has no fast convolution of three dimensions. 12x12x12x64 -> 32, 3x3x3 / 2: 0.1.
         return "matmul" if _is_sparse(a) else "planes"
-    fresh = a.products * _itemsize(a) >= FRESH_WINDOWS
-    if a.filters <= FEW_FILTERS and max(a.g.phase_taps) <= 2 and not fresh:
-        # Windows that hardly overlap. 32x32x32x64 -> 3, 4x4 / 2: 0.9; 64x32x32x64 -> 3: 0.55. But
-        # 96x96x56 -> 1, 9x9 / 3: 1.6; 64x64x64x16 -> 3, 4x4 / 2: 2.9.
+    if _gathering_pays(a):
         return "matmul"
     if 2 * a.taps * a.filters <= a.channels:
         # Windows with few numbers. 16x96x96x256 -> 1, 3x3: 0.2. 64x16x16x256 -> 8, 3x3 / 2: 0.75.

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from upconv.geometry import Geometry
+from upconv.lowering.calls import kept_apart
 from upconv.lowering.numerics import Numerics, Way, accumulator
 
 
@@ -16,14 +17,20 @@ def one_by_one(compute: Way, a: jax.Array, b: jax.Array, g: Geometry, num: Numer
     """A map, by `compute` for one group after another, which the last axes hold.
 
     In 32 bits, because in a loop XLA:CPU converts all groups of 16 bits again for each of them. By
-    `while_loop` for the reason given in `strips`.
+    `while_loop` for the reason given in `strips`. Kept apart, because a group's pixels are far from
+    each other among those of all, and are moved faster once. G of 8x32x32x128 -> 64, 4x4 / 2, in 8
+    groups: 0.5.
     """
     alone = dataclasses.replace(g, groups=1)
     wide = num._replace(dtype=accumulator(num.dtype))
     a, b = (c.astype(accumulator(c.dtype)) for c in (a, b))
 
+    @kept_apart
+    def of_one(a: jax.Array, b: jax.Array) -> jax.Array:
+        return compute(a, b, alone, wide)
+
     def of_group(i: jax.Array) -> jax.Array:
-        return compute(_group(a, i, g.groups), _group(b, i, g.groups), alone, wide)
+        return of_one(_group(a, i, g.groups), _group(b, i, g.groups))
 
     def step(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         i, result = state
