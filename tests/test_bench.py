@@ -127,7 +127,7 @@ def test_tiny_layers_keep_their_windows() -> None:
             layer.stride,
             layer.padding,
         )
-        assert np.prod(tiny.input_shape) <= 500
+        assert np.prod(tiny.input_shape) <= 1000
         assert tiny.groups == min(layer.groups, 2)
         assert (tiny.kernel_shape[-2] == 1) == (layer.kernel_shape[-2] == 1)
 
@@ -635,14 +635,15 @@ def test_the_summary_is_what_one_computes_by_hand() -> None:
     }
 
 
-RECORDS = sorted(BENCHMARKS.glob("cpu*.json"))
+RECORDS = [*sorted(BENCHMARKS.glob("cpu*.json")), BENCHMARKS / "groups.json"]
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda path: path.stem)
 def test_every_record_is_read_however_old(record: Path) -> None:
     report = json.loads(record.read_text(encoding="utf-8"))
     assert all_ratios(report["results"]) == report["ratios"]
-    assert summary(report["results"]) == report["summary"]
+    judged = summary(report["results"]) if report["layers"].keys() == LAYERS.keys() else []
+    assert judged == report["summary"]
 
 
 def test_a_goal_without_its_peers_is_not_judged() -> None:
