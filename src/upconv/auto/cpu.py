@@ -137,7 +137,7 @@ def _of_groups(a: Layer) -> Ways:
 def _depthwise(a: Layer) -> Ways:
     """Numbers by numbers, instead of windows that are moved before they are multiplied.
 
-    8x64x64x64, 4x4 / 2: C 0.03, G 0.02; 4x28x28x96, 7x7: T 0.05, C 0.04, G 0.3.
+    8x64x64x64, 4x4 / 2: C 0.1, G 0.03; 4x28x28x96, 7x7: T 0.03, C 0.02, G 0.05.
     """
     g = a.g
     # Phases of dilated taps cannot be taken by themselves.

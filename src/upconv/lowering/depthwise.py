@@ -23,6 +23,7 @@ from upconv.geometry import Geometry, cdiv, dilated, windows
 from upconv.lowering import strips
 from upconv.lowering.axes import pad
 from upconv.lowering.calls import kept_apart
+from upconv.lowering.loops import repeat
 from upconv.lowering.numerics import Numerics, accumulator
 from upconv.lowering.phases import Run, split_phases
 
@@ -101,18 +102,14 @@ def _sum_of_taps(a: jax.Array, w: jax.Array, axes: Sequence[_Axis]) -> jax.Array
 
 
 def _tap_by_tap(a: jax.Array, w: jax.Array, axes: Sequence[_Axis]) -> jax.Array:
-    """The same within a padded image, one tap of the window's longest axis after another.
-
-    By `while_loop` for the reason given in `strips`.
-    """
+    """The same within a padded image, one tap of the window's longest axis after another."""
     *window, channels = w.shape
     longest = window.index(max(window))
     axis = axes[longest]
     alone = [*axes]
     alone[longest] = _Axis(0, 1, axis.size, 1)
 
-    def add(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        i, total = state
+    def add(i: jax.Array, total: jax.Array) -> jax.Array:
         met = lax.dynamic_slice_in_dim(
             a,
             lax.add(lax.mul(i, jnp.int32(axis.dilation)), jnp.int32(axis.first)),
@@ -122,12 +119,10 @@ def _tap_by_tap(a: jax.Array, w: jax.Array, axes: Sequence[_Axis]) -> jax.Array:
         )
         met = lax.slice_in_dim(met, 0, None, axis.stride, 1 + longest)
         tap = lax.dynamic_slice_in_dim(w, i, 1, longest, allow_negative_indices=False)
-        return lax.add(i, jnp.int32(1)), lax.add(total, _sum_of_taps(met, tap, alone))
+        return lax.add(total, _sum_of_taps(met, tap, alone))
 
     sizes = (a.shape[0], *(axis.size for axis in axes), channels)
-    start = (jnp.int32(0), jnp.zeros(sizes, a.dtype))
-    more = jnp.int32(window[longest])
-    return lax.while_loop(lambda state: lax.lt(state[0], more), add, start)[1]
+    return repeat(window[longest], add, jnp.zeros(sizes, a.dtype))
 
 
 def _pixels_met(a: jax.Array, firsts: Sequence[int], axes: Sequence[_Axis]) -> jax.Array:
@@ -173,7 +168,7 @@ def _of_strides(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> jax.A
 
 
 def _shift_by_shift(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
-    """The same, one stride of the axis that has most after another; by `while_loop`, as above."""
+    """The same, one stride of the axis that has most after another."""
     shifts, r = _shifts(g), g.rank
     a = max(range(r), key=lambda a: len(shifts[a]))
     s, out = g.strides[a], g.input_size[a] * g.strides[a]
@@ -188,18 +183,14 @@ def _shift_by_shift(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> j
     ends[1 + a] = (g.crop[a], g.full_strides[a] * s - g.crop[a] - y.shape[1 + a], 0)
     y = pad(y, ends)
 
-    def add(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        i, w = state
+    def put(i: jax.Array, w: jax.Array) -> jax.Array:
         start = lax.mul(i, jnp.int32(shifts[a].step * s))
         met = lax.dynamic_slice_in_dim(y, start, out, 1 + a, allow_negative_indices=False)
         part = _of_strides(x, met, one, num)
-        w = lax.dynamic_update_slice_in_dim(w, part, i, a, allow_negative_indices=False)
-        return lax.add(i, jnp.int32(1)), w
+        return lax.dynamic_update_slice_in_dim(w, part, i, a, allow_negative_indices=False)
 
     shape = (*map(len, shifts), *g.strides, x.shape[-1])
-    more = jnp.int32(len(shifts[a]))
-    start = (jnp.int32(0), jnp.zeros(shape, x.dtype))
-    return lax.while_loop(lambda state: lax.lt(state[0], more), add, start)[1]
+    return repeat(len(shifts[a]), put, jnp.zeros(shape, x.dtype))
 
 
 def _put(values: Sequence[Any], i: int, value: Any) -> tuple[Any, ...]:

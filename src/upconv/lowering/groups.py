@@ -10,16 +10,16 @@ from jax import lax
 
 from upconv.geometry import Geometry
 from upconv.lowering.calls import kept_apart
+from upconv.lowering.loops import repeat
 from upconv.lowering.numerics import Numerics, Way, accumulator
 
 
 def one_by_one(compute: Way, a: jax.Array, b: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
     """A map, by `compute` for one group after another, which the last axes hold.
 
-    In 32 bits, because in a loop XLA:CPU converts all groups of 16 bits again for each of them. By
-    `while_loop` for the reason given in `strips`. Kept apart, because a group's pixels are far from
-    each other among those of all, and are moved faster once. G of 8x32x32x128 -> 64, 4x4 / 2, in 8
-    groups: 0.5.
+    In 32 bits, because in a loop XLA:CPU converts all groups of 16 bits again for each of them.
+    Kept apart, because a group's pixels are far from each other among those of all, and are moved
+    faster once. G of 8x32x32x128 -> 64, 4x4 / 2, in 8 groups: 0.5.
     """
     alone = dataclasses.replace(g, groups=1)
     wide = num._replace(dtype=accumulator(num.dtype))
@@ -32,18 +32,15 @@ def one_by_one(compute: Way, a: jax.Array, b: jax.Array, g: Geometry, num: Numer
     def of_group(i: jax.Array) -> jax.Array:
         return of_one(_group(a, i, g.groups), _group(b, i, g.groups))
 
-    def step(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        i, result = state
+    def put(i: jax.Array, result: jax.Array) -> jax.Array:
         part = of_group(i)
-        result = lax.dynamic_update_slice_in_dim(
+        return lax.dynamic_update_slice_in_dim(
             result, part, lax.mul(i, jnp.int32(part.shape[-1])), -1, allow_negative_indices=False
         )
-        return lax.add(i, jnp.int32(1)), result
 
     one = jax.eval_shape(of_group, jnp.int32(0))
-    start = (jnp.int32(0), jnp.zeros((*one.shape[:-1], g.groups * one.shape[-1]), one.dtype))
-    _, result = lax.while_loop(lambda state: lax.lt(state[0], jnp.int32(g.groups)), step, start)
-    return result.astype(num.dtype)
+    start = jnp.zeros((*one.shape[:-1], g.groups * one.shape[-1]), one.dtype)
+    return repeat(g.groups, put, start).astype(num.dtype)
 
 
 def _group(a: jax.Array, i: jax.Array, groups: int) -> jax.Array:

@@ -15,6 +15,7 @@ from jax import lax
 from upconv.auto import cpu
 from upconv.geometry import Geometry, cdiv
 from upconv.lowering.axes import merge_first, pad, take_rows
+from upconv.lowering.loops import repeat
 from upconv.lowering.numerics import Numerics, Way, accumulator
 
 # How many images, or strips of them, one sum should have. With 4 strips, which stretching does not
@@ -97,10 +98,7 @@ def _sum_of_pieces(
     met: np.ndarray,
     num: Numerics,
 ) -> jax.Array:
-    """The sum over strips of `x`, one piece of them after another, each with what it meets of `y`.
-
-    By `while_loop`, because `scan` makes further calls inside a call that XLA does not inline.
-    """
+    """The sum over strips of `x`, one piece of them after another, with what each meets of `y`."""
     height = y.shape[1]
     inside = np.clip(met, 0, height - 1)
     row = np.arange(y.shape[0])[:, None, None] * height + inside
@@ -126,13 +124,9 @@ def _sum_of_pieces(
         part = lax.select(there, part, jnp.zeros_like(part))
         return at_once(x, part, strip, wide)
 
-    def add(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        i, total = state
-        return lax.add(i, jnp.int32(1)), lax.add(total, of_piece(i))
-
     one = jax.eval_shape(of_piece, jnp.int32(0))
-    start = (jnp.int32(0), jnp.zeros(one.shape, one.dtype))
-    _, total = lax.while_loop(lambda state: lax.lt(state[0], jnp.int32(pieces)), add, start)
+    start = jnp.zeros(one.shape, one.dtype)
+    total = repeat(pieces, lambda i, total: lax.add(total, of_piece(i)), start)
     return total.astype(num.dtype)
 
 
