@@ -25,7 +25,7 @@ from cases import Case, by_name
 from upconv import auto
 from upconv.auto import cpu, cuda
 from upconv.lowering import convolution as xla_convolution
-from upconv.lowering import depthwise, phases, strips
+from upconv.lowering import depthwise, elementwise, phases, strips
 
 # Sums of up to 6,000 terms in any order and blocking stay below 2 units; one that lost an operand,
 # or was carried in bfloat16 where it should not, is off by thousands.
@@ -49,12 +49,14 @@ AS_IF_LARGE: Limits = {
         "PARALLEL_YNNPACK": False,
         "MANY_CHANNELS": 8,
         "MANY_PRODUCTS": 8,
-        "MANY_MEET": 0,
+        "MANY_MEET": 4,
         "MANY_MULTIPLICATIONS": 0,
+        "MANY_TERMS": 8,
     },
     xla_convolution: {"EIGEN_TAKES": 2, "EIGEN_GIVES": 2, "EIGEN_PRODUCTS": 4},
     strips: {"PIECE": 64, "IMAGES": 2},
-    depthwise: {"MANY_TERMS": 4, "MANY_SHIFTS": 3, "FEW_EDGES": 2},
+    depthwise: {"MANY_SHIFTS": 3},
+    elementwise: {"FEW_EDGES": 2},
     phases: {"UNROLLED": range(2, 100)},
 }
 # The rules of a GPU, by which a CPU computes the same numbers.

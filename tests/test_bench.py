@@ -23,6 +23,7 @@ import pytest
 from jax.profiler import ProfileData
 
 from upconv import lowering
+from upconv.auto import cpu
 from upconv.bench import (
     chart,
     clocks,
@@ -35,6 +36,7 @@ from upconv.bench import (
 )
 from upconv.bench.clocks import busy_time, clock
 from upconv.bench.layers import GROUPED, LAYERS, TIMES, Data, LayerSpec, random_data
+from upconv.bench.maps import OF_GROUPS
 from upconv.bench.measuring import QUICK, Effort, measure, statistics_of
 from upconv.bench.peers import PEERS, Peer, present
 from upconv.bench.report import show_layer, show_spans, show_summary
@@ -217,7 +219,7 @@ def test_every_way_of_every_map_is_timed(main: Any, tmp_path: Path) -> None:
     }
     for name, table in tables.items():
         entries = [entry for entry in maps if entry["map"] == name]
-        of_one_group = [way for way in table if way not in ("depthwise", "one_by_one")]
+        of_one_group = [way for way in table if way not in OF_GROUPS]
         assert [entry["way"] for entry in entries] == of_one_group
         assert sum(entry["taken"] for entry in entries) == 1
         assert all(entry["call_ms"] > 0 and entry["compile_ms"] > 0 for entry in entries)
@@ -245,18 +247,31 @@ def test_of_groups_only_those_that_have_them_take_part(main: Any, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("layer", "way"), [("bigvgan", {"depthwise", "one_by_one"}), ("four1d", {"one_by_one"})]
+    ("layer", "few_pairs", "narrow", "depthwise"),
+    [("bigvgan", 1, True, True), ("many", 12, True, False), ("many", 11, False, False)],
 )
-def test_every_way_of_groups_is_timed(layer: str, way: set[str], main: Any, tmp_path: Path) -> None:
+def test_every_way_of_groups_is_timed(
+    layer: str,
+    few_pairs: int,
+    narrow: bool,
+    depthwise: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    main: Any,
+    tmp_path: Path,
+) -> None:
+    """The tiny `many` has four channels and three filters in a group."""
+    monkeypatch.setattr(cpu, "FEW_PAIRS", few_pairs)
     record = tmp_path / "maps.json"
     main(["--quick", "--maps", "--layers", layer, "--json", str(record)])
     found: dict[str, set[str]] = {}
     for entry in json.loads(record.read_text())["maps"]:
         found.setdefault(entry["map"], set()).add(entry["way"])
+    always = {"matmul", "one_by_one"} | ({"elementwise"} if narrow else set())
     assert found == {
-        "conv_transpose": {"input_dilation", "subpixel", "phases", "matmul", *way},
-        "conv": {"strided", "matmul", *way},
-        "correlate_kernel": {"backward_filter", "matmul", *way},
+        "conv_transpose": {"input_dilation", "subpixel", "phases", *always}
+        | ({"elementwise_phases"} if narrow else set()),
+        "conv": {"strided", *always},
+        "correlate_kernel": {"backward_filter", *always} | ({"depthwise"} if depthwise else set()),
     }
 
 

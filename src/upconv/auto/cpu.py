@@ -80,9 +80,20 @@ MANY_MEET = 9
 # From so many multiplications, of all groups, it always is.
 MANY_MULTIPLICATIONS = 8 << 20
 
-# Taps of a depthwise layer, beyond which those of each phase take long to compile: of 1x16x16x32,
-# 32x32 / 4, 3.6 s, for 0.2 of the time.
+# Terms of a sum for every number of an array, up to which XLA:CPU's compiler uses vectors. A
+# depthwise C of 4x1024x64 with 125 taps takes 5.5 times as long as one with 124.
+MANY_TERMS = 124
+
+# Taps of a narrow group, for each of its channels, beyond which those of each phase take long to
+# compile: of 1x16x16x32 in 32 groups, 32x32 / 4, 3.6 s, for 0.2 of the time.
 MANY_TAPS = 256
+
+# Taps beyond which their sums take long to compile, 0.06 s each.
+MANY_SUMS = 27
+
+# Groups are narrow if no more pairs of a channel and a filter are in one of them, and fill a vector
+# from so many on, or half of one with AVX-512.
+FEW_PAIRS, MANY_GROUPS = 36, 8
 
 # Products of so few bytes are worth their memory whatever the operands are; in three dimensions,
 # where a pixel makes many of them, fewer.
@@ -107,7 +118,8 @@ MEMORY = 4
 def ways(a: Layer) -> Ways:
     """The way that each map takes."""
     found = _fastest(a)
-    if found.conv_transpose == "matmul" and a.parts > MANY_PARTS:
+    added = found.conv_transpose in ("matmul", "elementwise")
+    if added and a.parts > MANY_PARTS:
         way = "one_by_one" if a.g.groups > 1 else "planes" if a.g.rank == 3 else "subpixel"
         return found._replace(conv_transpose=way)
     return found
@@ -127,25 +139,45 @@ def _fastest(a: Layer) -> Ways:
 def _of_groups(a: Layer) -> Ways:
     """Other ways than convolutions of groups, for which XLA:CPU has only naive loops."""
     if a.filters == a.channels == 1:
-        return _depthwise(a)
+        # Windows would be moved before they are multiplied. 8x64x64x64, 4x4 / 2: C 0.1, G 0.03;
+        # 4x28x28x96, 7x7: T 0.03, C 0.02, G 0.05.
+        return Ways(_elementwise_transpose(a), "elementwise", "depthwise")
     # 267 layers of 2 to 64 groups of 1 to 32 channels and filters: T 0.7, C 0.65, G 0.6, as
     # geometric means. 8 groups of 32x32x256 -> 128, 3x3 / 2: 0.6, 0.45, 0.5, and 0.1 of the memory.
     pays = a.overlap >= MANY_MEET or a.products * a.channels >= MANY_MULTIPLICATIONS
-    return Ways("one_by_one", "one_by_one", "one_by_one") if pays else PRODUCTS
+    found = Ways("one_by_one", "one_by_one", "one_by_one") if pays else PRODUCTS
+    return _of_narrow_groups(a, found)
 
 
-def _depthwise(a: Layer) -> Ways:
-    """Numbers by numbers, instead of windows that are moved before they are multiplied.
+def _of_narrow_groups(a: Layer, found: Ways) -> Ways:
+    """The same, but products of numbers where matrices would have few rows and columns.
 
-    8x64x64x64, 4x4 / 2: C 0.1, G 0.03; 4x28x28x96, 7x7: T 0.03, C 0.02, G 0.05.
+    88 layers of 8 to 64 groups with 2 to 36 pairs, drawn at random: C 0.26, T 0.4, as geometric
+    means; 37 of 16 to 64 groups: G 0.43. But T of 14 with four groups: 1.3, and G of 15 with eight:
+    1.0. 32 groups of 8x28x28x128 -> 128, 3x3 / 2: T 0.25, C 0.2, G 0.6.
     """
+    pairs, groups = a.channels * a.filters, a.g.groups
+    if groups < MANY_GROUPS or pairs > FEW_PAIRS:
+        return found
+    found = found._replace(conv="elementwise")
+    way = _elementwise_transpose(a)
+    # 8 groups of 16x8x8x8x24 -> 24, 5x5x5 / 2: 6.5.
+    few = a.overlap <= MANY_MEET and a.overlap * a.channels <= MANY_TERMS
+    if way == "elementwise_phases" or few:
+        found = found._replace(conv_transpose=way)
+    if groups >= 2 * MANY_GROUPS and a.taps <= MANY_SUMS:
+        found = found._replace(correlate_kernel="elementwise")
+    return found
+
+
+def _elementwise_transpose(a: Layer) -> str:
+    """Phase by phase where no phase is, or where many products meet."""
     g = a.g
     # Phases of dilated taps cannot be taken by themselves.
     spread = any(s > 1 and d > 1 for s, d in zip(g.strides, g.dilation_rate, strict=True))
-    # But 8x56x56x32, 5x5 / 2, where nine products meet: 1.7.
-    phases = a.overlap > MANY_MEET and a.taps <= MANY_TAPS and not spread
-    by_taps = max(g.strides) == 1 or phases
-    return Ways("depthwise" if by_taps else "matmul", "depthwise", "depthwise")
+    # But 8x56x56x32, 5x5 / 2, in 32 groups, where nine products meet: 1.7.
+    phases = a.overlap > MANY_MEET and a.taps * a.channels <= MANY_TAPS and not spread
+    return "elementwise_phases" if max(g.strides) == 1 or phases else "elementwise"
 
 
 def _phases_are_more(a: Layer) -> bool:

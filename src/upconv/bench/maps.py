@@ -17,7 +17,7 @@ from upconv.bench.measuring import Effort, Row, measure, statistics_of, timed
 from upconv.lowering.numerics import Numerics, Way
 
 # Ways for layers of groups alone, and those that take them, too.
-OF_GROUPS = ("depthwise", "one_by_one")
+OF_GROUPS = ("elementwise", "elementwise_phases", "depthwise", "one_by_one")
 TAKE_GROUPS = ("input_dilation", "subpixel", "phases", "strided", "backward_filter", "matmul")
 
 OPERANDS = {"conv_transpose": "xw", "conv": "yw", "correlate_kernel": "xy"}
@@ -46,9 +46,12 @@ def bench_maps(layer: LayerSpec, dtype: str, effort: Effort) -> list[dict[str, A
 
 def _applies(way: str, layer: LayerSpec) -> bool:
     """Whether it is a way of computing such a layer."""
+    g, channels = layer.groups, layer.input_shape[-1]
     if way == "depthwise":
-        return layer.groups == layer.filters == layer.input_shape[-1]
-    if layer.groups > 1:
+        return g == layer.filters == channels
+    if way.startswith("elementwise"):  # what has more pairs takes minutes to compile
+        return g > 1 and layer.filters * channels <= auto.cpu.FEW_PAIRS * g**2
+    if g > 1:
         return way in (*OF_GROUPS, *TAKE_GROUPS)
     return way not in OF_GROUPS and (way != "planes" or layer.rank > 1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import operator
 from collections.abc import Sequence
 
 import jax
@@ -37,6 +38,13 @@ def merge(a: jax.Array, axis: int) -> jax.Array:
 merge_first = functools.partial(merge, axis=0)
 
 merge_last = functools.partial(merge, axis=-2)
+
+
+def box(a: jax.Array, start: Sequence[int], size: Sequence[int]) -> jax.Array:
+    """What lies from `start` on along the first axes, as long as `size` says."""
+    rest = a.shape[len(start) :]
+    stop = map(operator.add, start, size)
+    return lax.slice(a, (*start, *[0] * len(rest)), (*stop, *rest))
 
 
 def split_groups(a: jax.Array, groups: Size) -> jax.Array:

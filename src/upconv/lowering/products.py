@@ -24,7 +24,7 @@ def conv_transpose(x: jax.Array, w: jax.Array, g: Geometry, num: Numerics) -> ja
     r = g.rank
     # (N, *n, ci) by (*k, co, ci) to (N, *n, *k, co)
     p = _product(x, w, (r + 1,), (r + 1,), g, num)
-    return _overlap_add(p, g).astype(num.dtype)
+    return overlap_add(p, g).astype(num.dtype)
 
 
 def conv(y: jax.Array, w: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
@@ -139,7 +139,7 @@ def _taps_by_stride(g: Geometry, a: int) -> list[_Taps]:
     return [_Taps(i, cdiv(i * s, d), min(cdiv((i + 1) * s, d), k)) for i in met]
 
 
-def _overlap_add(p: jax.Array, g: Geometry) -> jax.Array:
+def overlap_add(p: jax.Array, g: Geometry) -> jax.Array:
     """The transpose of `_windows`: `(N, *n, *k, C)` to `(N, *output, C)`."""
     pixels, channels = p.shape[: g.rank + 1], p.shape[-1]
     parts = []
