@@ -171,7 +171,7 @@ def _of_narrow_groups(a: Layer, found: Ways) -> Ways:
 
 
 def _elementwise_transpose(a: Layer) -> str:
-    """Phase by phase where no phase is, or where many products meet."""
+    """By phases at stride 1, where there is only one, and where many products meet."""
     g = a.g
     # Phases of dilated taps cannot be taken by themselves.
     spread = any(s > 1 and d > 1 for s, d in zip(g.strides, g.dilation_rate, strict=True))

@@ -195,6 +195,8 @@ def correlate_kernel(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> 
         axes.append(_Axis(0, s, n, d))
         ends.append((lo, (n - 1) * s + k - lo - out, 0))
     y = pad(y, [parts.ends[0], *ends, (0, 0, 0), (0, 0, 0)])
+    # A call to each tap, after which its sums are forgotten. 8x28x28x128 -> 128, 3x3 / 2, in 32
+    # groups: 0.65.
     taps = [
         kept_apart(functools.partial(_of_tap, firsts=firsts, axes=axes, parts=parts))(x, y)
         for firsts in itertools.product(*map(_Axis.firsts, axes, g.kernel_size))
