@@ -100,7 +100,7 @@ def layers(draw: st.DrawFn, full: bool = False) -> dict[str, Any]:
     def ints(low: int, high: int) -> tuple[int, ...]:
         return draw(st.tuples(*[st.integers(low, high)] * rank))
 
-    groups = draw(st.sampled_from([1, 1, 1, 2, 3]))
+    groups = draw(st.sampled_from([1, 1, 1, 2, 3, 8]))
     kind = "ints" if full else draw(st.sampled_from(PADDINGS))
     padding: Any = {
         "int": lambda: draw(st.integers(0, 2)),
