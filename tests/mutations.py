@@ -353,7 +353,7 @@ MUTATIONS = [
     Mutation(
         "narrow groups are products of matrices",
         "auto/cpu",
-        "if groups < MANY_GROUPS or pairs > FEW_PAIRS:",
+        "if groups < MANY_GROUPS or pairs > few:",
         "if groups < MANY_GROUPS or pairs > 0:",
         ("test_functional", "narrow_groups_move_no_windows"),
     ),

@@ -260,7 +260,7 @@ def test_every_way_of_groups_is_timed(
     tmp_path: Path,
 ) -> None:
     """The tiny `many` has four channels and three filters in a group."""
-    monkeypatch.setattr(cpu, "FEW_PAIRS", few_pairs)
+    monkeypatch.setattr(cpu, "FEW_PAIRS_OF_MORE", few_pairs)
     record = tmp_path / "maps.json"
     main(["--quick", "--maps", "--layers", layer, "--json", str(record)])
     found: dict[str, set[str]] = {}

@@ -91,9 +91,9 @@ MANY_TAPS = 256
 # Taps beyond which their sums take long to compile, 0.06 s each.
 MANY_SUMS = 27
 
-# Groups are narrow if no more pairs of a channel and a filter are in one of them, and fill a vector
-# from so many on, or half of one with AVX-512.
-FEW_PAIRS, MANY_GROUPS = 36, 8
+# So many groups fill a vector, or half of one with AVX-512. They are narrow if no more pairs of a
+# channel and a filter are in one of them than these; the second if there are twice as many groups.
+MANY_GROUPS, FEW_PAIRS, FEW_PAIRS_OF_MORE = 8, 36, 64
 
 # Products of so few bytes are worth their memory whatever the operands are; in three dimensions,
 # where a pixel makes many of them, fewer.
@@ -153,19 +153,22 @@ def _of_narrow_groups(a: Layer, found: Ways) -> Ways:
     """The same, but products of numbers where matrices would have few rows and columns.
 
     88 layers of 8 to 64 groups with 2 to 36 pairs, drawn at random: C 0.26, T 0.4, as geometric
-    means; 37 of 16 to 64 groups: G 0.43. But T of 14 with four groups: 1.3, and G of 15 with eight:
-    1.0. 32 groups of 8x28x28x128 -> 128, 3x3 / 2: T 0.25, C 0.2, G 0.6.
+    means; 37 of 16 to 64 groups: G 0.43; 30 of these with 37 to 64 pairs: C and T 0.7, G 0.55. But
+    T of 14 with four groups: 1.3, and G of 15 with eight: 1.0. 32 groups of 8x28x28x128 -> 128,
+    3x3 / 2: T 0.25, C 0.2, G 0.6.
     """
     pairs, groups = a.channels * a.filters, a.g.groups
-    if groups < MANY_GROUPS or pairs > FEW_PAIRS:
+    more = groups >= 2 * MANY_GROUPS
+    few = FEW_PAIRS_OF_MORE if more else FEW_PAIRS
+    if groups < MANY_GROUPS or pairs > few:
         return found
     found = found._replace(conv="elementwise")
     way = _elementwise_transpose(a)
     # 8 groups of 16x8x8x8x24 -> 24, 5x5x5 / 2: 6.5.
-    few = a.overlap <= MANY_MEET and a.overlap * a.channels <= MANY_TERMS
-    if way == "elementwise_phases" or few:
+    added = a.overlap <= MANY_MEET and a.overlap * a.channels <= MANY_TERMS
+    if way == "elementwise_phases" or added:
         found = found._replace(conv_transpose=way)
-    if groups >= 2 * MANY_GROUPS and a.taps <= MANY_SUMS:
+    if more and a.taps <= MANY_SUMS:
         found = found._replace(correlate_kernel="elementwise")
     return found
 

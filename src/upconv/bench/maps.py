@@ -50,7 +50,7 @@ def _applies(way: str, layer: LayerSpec) -> bool:
     if way == "depthwise":
         return g == layer.filters == channels
     if way.startswith("elementwise"):  # what has more pairs takes minutes to compile
-        return g > 1 and layer.filters * channels <= auto.cpu.FEW_PAIRS * g**2
+        return g > 1 and layer.filters * channels <= auto.cpu.FEW_PAIRS_OF_MORE * g**2
     if g > 1:
         return way in (*OF_GROUPS, *TAKE_GROUPS)
     return way not in OF_GROUPS and (way != "planes" or layer.rank > 1)
