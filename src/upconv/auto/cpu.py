@@ -4,7 +4,8 @@ A layer is written `batch x size x channels -> filters, kernel / stride`, and a 
 the time that the way taken needs there, relative to the way that would be taken without the rule:
 0.4 is two and a half times as fast. Figures after "but" are of layers to which the rule does not
 apply, and show why. They were measured on two cores of an AMD EPYC (Zen 4 or 5) or of an Intel Xeon
-with AVX-512, with jaxlib 0.10.2, in float32 if nothing else is said.
+with AVX-512, those of narrow groups on an AMD EPYC (Zen 3) without it, with jaxlib 0.10.2, in
+float32 if nothing else is said.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ MANY_PHASES = 9
 MANY_PARTS = 350
 
 # From so many products that are added up, one group after another is faster; and beyond, so is T of
-# depthwise layers phase by phase.
+# narrow groups phase by phase.
 MANY_MEET = 9
 
 # From so many multiplications, of all groups, it always is.
@@ -164,7 +165,7 @@ def _of_narrow_groups(a: Layer, found: Ways) -> Ways:
         return found
     found = found._replace(conv="elementwise")
     way = _elementwise_transpose(a)
-    # 8 groups of 16x8x8x8x24 -> 24, 5x5x5 / 2: 6.5.
+    # But 8 groups of 16x8x8x8x24 -> 24, 5x5x5 / 2: 6.5.
     added = a.overlap <= MANY_MEET and a.overlap * a.channels <= MANY_TERMS
     if way == "elementwise_phases" or added:
         found = found._replace(conv_transpose=way)
