@@ -40,7 +40,7 @@ AS_IF_LARGE: Limits = {
     cpu: {
         "SMALL_PRODUCT": 0,
         "SMALL_IN_3D": 0,
-        "FRESH": 0,
+        "MEMORY": 0,
         "FEW_FILTERS": 0,
         "NARROW": 4,
         "WIDE": 1,

@@ -319,7 +319,7 @@ def test_rows_are_channels_of_few(
     )
     args = draw(rng, case.x_shape, case.kernel_shape, case.y_shape)
     seen = taken_ways(monkeypatch)
-    with limited({cpu: {"SMALL_PRODUCT": 0, "FRESH": 0}}):
+    with limited({cpu: {"SMALL_PRODUCT": 0, "MEMORY": 0}}):
         results = jax.jit(with_gradients(layer(case)))(*args)
     assert ("T", "planes") in seen
     assert_maps(results, case, args, C * eps(np.float32))
@@ -337,7 +337,7 @@ class TestReach:
         for name in LOWERINGS:
             # By name a lowering is the same for every shape; "auto" is not.
             lower(name, FEW)
-        with limited({cpu: {"SMALL_PRODUCT": 0, "SMALL_IN_3D": 0, "FRESH": 0}}):
+        with limited({cpu: {"SMALL_PRODUCT": 0, "SMALL_IN_3D": 0, "MEMORY": 0}}):
             lower("auto", CASES)
         with limited(OF_CUDA_AS_IF_LARGE):  # as in `test_cuda.py`
             lower("auto", CASES)

@@ -66,6 +66,12 @@ class Geometry:
         return len(self.kernel_size)
 
     @property
+    def plane(self) -> Geometry:
+        """Of one spatial axis less, without the first."""
+        axes = [field.name for field in dataclasses.fields(self) if field.name != "groups"]
+        return dataclasses.replace(self, **{name: getattr(self, name)[1:] for name in axes})
+
+    @property
     def span(self) -> tuple[int, ...]:
         """`K`: the length that the dilated kernel covers."""
         return tuple(map(dilated, self.kernel_size, self.dilation_rate))

@@ -119,7 +119,7 @@ MEMORY = 4
 def ways(a: Layer) -> Ways:
     """The way that each map takes."""
     found = _fastest(a)
-    added = found.conv_transpose in ("matmul", "elementwise")
+    added = found.conv_transpose in ("matmul", "plane_products", "elementwise")
     if added and a.parts > MANY_PARTS:
         way = "one_by_one" if a.g.groups > 1 else "planes" if a.g.rank == 3 else "subpixel"
         return found._replace(conv_transpose=way)
@@ -210,6 +210,12 @@ def _temporaries(a: Layer) -> int:
     return a.products + a.batch * math.prod(a.g.output_size) * a.filters
 
 
+def _of_phase(a: Layer) -> int:
+    """What T of volumes by products makes for a phase of depth: products, and their sums."""
+    sums = _temporaries(a) - a.products
+    return a.products // a.g.kernel_size[0] + sums // a.g.strides[0]
+
+
 def _itemsize(a: Layer) -> int:
     """Bytes of a product, which has 32 bits where operands have 16."""
     return max(a.dtype.itemsize, 4)
@@ -279,11 +285,12 @@ def _transpose_in_3d(a: Layer) -> str:
     if _fits(a) or a.products * _itemsize(a) <= SMALL_IN_3D:
         # 8x8x8x128 -> 64, 3x3x3 / 2: 0.55; 2x4x4x4x128 -> 64: 0.75; 32x4x4x4x24 -> 12: 0.45.
         return "matmul"
-    # 12x12x12x64 -> 32, 3x3x3 / 2: 0.7 of "subpixel", and 0.55 with a convolution for each phase of
-    # depth, where nothing fills the kernel up to whole strides. Where they are whole already that
-    # saves little, and takes 20 ms more to compile.
-    whole = a.g.kernel_size[0] % a.g.strides[0] == 0
-    return "planes" if whole or a.g.strides[0] > MANY_PHASES else "plane_phases"
+    # Zeros fill the kernel of a convolution up to whole strides. 12x12x12x64 -> 32, 3x3x3 / 2: 0.5;
+    # 12x24x24x32 -> 32, 3x3x3 / 1x2x2: 0.75; 2x8x8x8x64 -> 64, 3x3x3 / 2, dilated by 2: 0.12; 20
+    # layers of 3x3x3 / 2 to 5x5x5 / 3, drawn at random: 0.65, as geometric mean. But where they are
+    # whole, 12x12x12x32 -> 32, 4x4x4 / 2: 1.2; and of FRESH memory, 2x16x16x12x32 -> 128: 1.35.
+    pays = a.filled < 1 and _of_phase(a) * _itemsize(a) < FRESH
+    return "plane_products" if pays and a.g.strides[0] <= MANY_PHASES else "planes"
 
 
 def _conv(a: Layer) -> str:

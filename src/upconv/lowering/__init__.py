@@ -140,13 +140,13 @@ def _kind(dtype: Any) -> Any:
 CONV_TRANSPOSE: dict[str, Way] = {
     "input_dilation": transposed.input_dilation,
     "subpixel": transposed.subpixel,
-    "phases": functools.partial(transposed.subpixel, split=3),
+    "phases": functools.partial(transposed.subpixel, split=True),
     "matmul": products.conv_transpose,
     "planes": functools.partial(transposed.subpixel, convolve=convolve_planes),
-    "plane_phases": functools.partial(transposed.subpixel, split=1, convolve=convolve_planes),
+    "plane_products": products.plane_products,
     "elementwise": elementwise.conv_transpose,
     "elementwise_phases": functools.partial(
-        transposed.subpixel, split=3, convolve=elementwise.convolve
+        transposed.subpixel, split=True, convolve=elementwise.convolve
     ),
     "one_by_one": functools.partial(groups.one_by_one, conv_transpose),
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 import operator
@@ -131,10 +130,8 @@ def plane_filter(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> jax.
     (n, *_), (k, *_), (s, *_), (d, *_), (lo, *_) = (
         g.input_size, g.kernel_size, g.strides, g.dilation_rate, g.crop
     )  # fmt: skip
-    axes = [f.name for f in dataclasses.fields(g) if f.name != "groups"]
-    plane = dataclasses.replace(g, **{name: getattr(g, name)[1:] for name in axes})
     planes = take_rows(merge_last(y), np.arange(k)[:, None] * d + np.arange(n) * s - lo)
     # (N, k, n, ...) to (k, ..., N * n)
     planes = merge_last(planes.transpose(1, *range(3, planes.ndim), 0, 2))
-    w = _correlate(merge_first(x), planes, y.shape[-1], plane, num)
+    w = _correlate(merge_first(x), planes, y.shape[-1], g.plane, num)
     return w.reshape(*g.kernel_size, y.shape[-1], x.shape[-1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -14,7 +15,8 @@ import numpy as np
 from jax import lax
 
 from upconv.geometry import Geometry, Size, cdiv
-from upconv.lowering.axes import merge_last, move, pad, split_groups, take_rows
+from upconv.lowering.axes import merge_first, merge_last, move, pad, split_groups, take_rows
+from upconv.lowering.calls import kept_apart
 from upconv.lowering.numerics import Numerics, accumulator
 from upconv.lowering.phases import interleave
 
@@ -25,6 +27,41 @@ def conv_transpose(x: jax.Array, w: jax.Array, g: Geometry, num: Numerics) -> ja
     # (N, *n, ci) by (*k, co, ci) to (N, *n, *k, co)
     p = _product(x, w, (r + 1,), (r + 1,), g, num)
     return overlap_add(p, g).astype(num.dtype)
+
+
+def plane_products(x: jax.Array, w: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
+    """T of one group as a product for each phase of the first axis, and overlap-adds of planes.
+
+    The planes that meet one plane of `y` are the channels of one, so the product sums what meets
+    along that axis: of every pixel it makes as many numbers as a plane of the kernel holds.
+    """
+    s, same, parts = g.strides[0], [(0, 0, 0)], []
+    for i in range(s):
+        first, phase = divmod(g.crop[0] + i, s)
+        taps = np.array([t for t in range(g.kernel_size[0]) if t * g.dilation_rate[0] % s == phase])
+        if taps.size:
+            # Apart, the products of a phase are gone before the next are made.
+            of_phase = functools.partial(_planes, first=first, taps=taps, g=g, num=num)
+            part = kept_apart(of_phase)(x, w)
+            parts.append(pad(part, [*same * (g.rank + 1), (i, s - 1 - i, 0), *same * g.rank]))
+    apart = dataclasses.replace(g, strides=(s, *(1,) * (g.rank - 1)))
+    return interleave(parts, (0,) * g.rank, apart)
+
+
+def _planes(
+    x: jax.Array, w: jax.Array, *, first: int, taps: np.ndarray, g: Geometry, num: Numerics
+) -> jax.Array:
+    """The planes of `y` that some taps meet: `(N, planes, *output of one, 1, ..., co)`."""
+    s, d = g.strides[0], g.dilation_rate[0]
+    pixels = np.arange(first, first + cdiv(g.output_size[0], s))
+    met = take_rows(x, pixels[:, None] - taps * d // s)
+    y = conv_transpose(
+        merge_first(merge_last(move(met, 2, -2))),
+        merge_last(move(w[taps[0] : taps[-1] + 1 : s // math.gcd(s, d)], 0, -2)),
+        g.plane,
+        num,
+    )
+    return y.reshape(x.shape[0], pixels.size, *y.shape[1:-1], *(1,) * g.rank, y.shape[-1])
 
 
 def conv(y: jax.Array, w: jax.Array, g: Geometry, num: Numerics) -> jax.Array:

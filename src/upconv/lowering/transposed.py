@@ -45,7 +45,7 @@ def subpixel(
     g: Geometry,
     num: Numerics,
     *,
-    split: int = 0,
+    split: bool = False,
     convolve: Convolve = convolve,
 ) -> jax.Array:
     """T as stride-1 convolutions to the phases of the output, which are then interleaved.
@@ -55,13 +55,13 @@ def subpixel(
     stride 2, phase 0 has taps 0, 2, 4 and phase 1 has taps 1, 3.
 
     Phases stand side by side as channels, `prod(s)` times as many: so they begin and end together,
-    and zeros fill their taps up to the same number. Only along the first `split` axes does every
-    phase have a convolution to itself, of no more than its own taps. Shi et al., arXiv:1609.07009.
+    and zeros fill their taps up to the same number. If `split`, every phase has a convolution to
+    itself instead, of no more than its own taps. Shi et al., arXiv:1609.07009.
     """
-    runs = [[all_phases(g, a)] for a in range(g.rank)]
-    for a in range(min(split, g.rank)):
-        if g.strides[a] == 1 or g.dilation_rate[a] == 1:  # else a phase's taps are not every s-th
-            runs[a] = each_phase(g, a)
+    runs = []
+    for a, (s, d) in enumerate(zip(g.strides, g.dilation_rate, strict=True)):
+        every = s == 1 or d == 1  # else a phase's taps are not every s-th
+        runs.append(each_phase(g, a) if split and every else [all_phases(g, a)])
     parts = []
     for chosen in itertools.product(*map(enumerate, runs)):
         places, run = zip(*chosen, strict=True)
