@@ -503,6 +503,17 @@ def stacked(*axes: int) -> Rule:
     return Rule(DECLARED.regularizer, DECLARED.constraint, axes)
 
 
+def test_layers_stacked_by_jax_are_not_taken_for_one(rng: np.random.Generator) -> None:
+    """Flax does not know of them, so the rules do not say that they are stacked."""
+    module, x = layer(kernel_constraint=MaxNorm(0.5)), images(rng)
+    keys = jax.random.split(jax.random.key(0), 3)
+    stack = jax.vmap(lambda key: module.init(key, x)["params"])(keys)
+    optimizer = with_rules(optax.sgd(0.1), rules(module, x))
+    with pytest.raises(ValueError, match="'kernel' must get a parameter of ndim=4"):
+        optimizer.init(stack)
+    jax.vmap(optimizer.init)(stack)
+
+
 @pytest.mark.parametrize("axis", [0, 2, -1])
 def test_rules_of_scanned_layers(axis: int, rng: np.random.Generator) -> None:
     blocks = nn.scan(Block, {"params": axis}, split_rngs={"params": True}, length=4)()

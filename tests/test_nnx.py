@@ -487,6 +487,28 @@ def test_scan_over_layers(rng: np.random.Generator) -> None:
     assert rules(stack) == {"kernel": Rule(L2(0.1), None, (0,))}
 
 
+def test_layers_stacked_by_jax_are_known(rng: np.random.Generator) -> None:
+    """By `nnx.rules`, which sees their shapes; the rules of one layer do not take them."""
+    graph, params = nnx.split(layer(kernel_regularizer=L2(0.1)))
+    stack = jax.tree.map(lambda a: jnp.stack([a, a, a]), params)
+    (rule,) = rules(nnx.merge(graph, stack)).values()
+    assert (rule.stacked_axes, rule.ndim) == ((0,), 4)
+    with pytest.raises(ValueError, match="'kernel' must get a parameter of ndim=4"):
+        penalty(stack, rules(nnx.merge(graph, params)))
+
+
+@pytest.mark.parametrize("name", ["kernel", "bias"])
+def test_a_parameter_of_another_shape_is_refused(name: str, rng: np.random.Generator) -> None:
+    """A kernel of more taps, or a bias of one filter, would be computed with."""
+    module = layer()
+    shape = getattr(module, name).shape
+    getattr(module, name).set_value(jnp.ones((1, *shape[1:])))
+    with pytest.raises(
+        ValueError, match=rf"the {name} of this .* must have the shape \({shape[0]}"
+    ):
+        module(images(rng))
+
+
 def test_remat(rng: np.random.Generator) -> None:
     x = images(rng)
     module = layer()

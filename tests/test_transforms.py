@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -150,6 +151,29 @@ def test_stacked_rules_act_on_each_slice(axes: tuple[int, ...], rng: np.random.G
     slopes, _ = add_regularization(rules).update(zeros, optax.EmptyState(), params)
     by_hand = jnp.stack([jax.grad(rule.regularizer)(w) for w in flat]).reshape(layers.shape)
     np.testing.assert_allclose(slopes["w"], stack(by_hand), rtol=1e-5)
+
+
+def test_a_rule_that_knows_its_axes_takes_no_others(rng: np.random.Generator) -> None:
+    """Such as those of layers that were stacked without Flax."""
+    axis = (0, 1)
+    kernel, stack = normal(rng, 4, 5, 3), normal(rng, 7, 4, 5, 3)
+    rule = Rule(L2(0.1), MaxNorm(0.5, axis=axis), ndim=3)
+    message = r"'w' must get a parameter of ndim=3 .* stacked_axes=\(\), got one of shape \(7, 4"
+    optimizer = with_rules(optax.sgd(1.0), {"w": rule})
+    with pytest.raises(ValueError, match=message):
+        penalty({"w": stack}, {"w": rule})
+    with pytest.raises(ValueError, match=message):
+        optimizer.init({"w": stack})
+    with pytest.raises(ValueError, match=message):
+        optimizer.update({"w": stack}, optimizer.init({"w": kernel}), {"w": stack})
+
+    each = np.stack([MaxNorm(0.5, axis=axis)(0.8 * w - 1) for w in stack])
+    named = with_rules(optax.sgd(1.0), {"w": dataclasses.replace(rule, stacked_axes=(0,))})
+    params = {"w": stack}
+    slopes = {"w": jnp.ones_like(stack)}
+    np.testing.assert_allclose(one_step(named, slopes, params)["w"], each, rtol=1e-5, atol=1e-6)
+    mapped = jax.vmap(lambda g, p: one_step(optimizer, g, p))(slopes, params)
+    np.testing.assert_allclose(mapped["w"], each, rtol=1e-5, atol=1e-6)
 
 
 # ------------------------------------------------------------------ precision
@@ -434,6 +458,7 @@ def test_rules_are_copied(params: Params, gradients: Params) -> None:
         ({"stacked_axes": [0]}, r"stacked_axes must be a tuple of integers, got \[0\]"),
         ({"stacked_axes": (0.0,)}, r"stacked_axes must be a tuple of integers, got \(0.0,\)"),
         ({"stacked_axes": (True,)}, r"stacked_axes must be a tuple of integers, got \(True,\)"),
+        ({"ndim": 2.0}, "ndim must be an integer or None, got 2.0"),
     ],
 )
 def test_bad_rules(fields: Any, match: str) -> None:

@@ -18,6 +18,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from upconv import functional, geometry
 from upconv.errors import noted
+from upconv.geometry import Size
 from upconv.initializers import Initializer, check_strides, glorot_uniform
 from upconv.rules import Constraint, Regularizer, Rule, check_callable
 
@@ -163,7 +164,7 @@ class Layer:
         self.output_shape(shape)
         return shape
 
-    def output_shape(self, input_shape: Sequence[int]) -> tuple[int, ...]:
+    def output_shape(self, input_shape: Sequence[Size]) -> tuple[Size, ...]:
         """The shape that the layer maps `input_shape` to.
 
         Raises:

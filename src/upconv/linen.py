@@ -23,6 +23,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from upconv import flax_layer, geometry
 from upconv.errors import shown
+from upconv.geometry import Size
 from upconv.initializers import Initializer
 from upconv.layer import FIELDS, Activation, Ints, Layer, Parameter, collection
 from upconv.rules import Constraint, Regularizer, Rule, named_leaves, total
@@ -112,7 +113,7 @@ class _ConvTranspose(nn.Module):
         return outputs
 
     @nn.nowrap
-    def compute_output_shape(self, input_shape: Sequence[int]) -> tuple[int, ...]:
+    def compute_output_shape(self, input_shape: Sequence[Size]) -> tuple[Size, ...]:
         """The shape that the layer maps `input_shape` to, without computing anything.
 
         Raises:
@@ -175,8 +176,9 @@ class _ConvTranspose(nn.Module):
 
         def boxed(key: jax.Array) -> Any:
             value = parameter.initial(key, self.param_dtype, meta.unbox)
-            declares = parameter.rule != Rule()
-            return _RuleBox(value, parameter.rule) if declares and _boxing.value else value
+            if parameter.rule == Rule() or not _boxing.value:
+                return value
+            return _RuleBox(value, dataclasses.replace(parameter.rule, ndim=len(parameter.shape)))
 
         return self.param(name, boxed)
 

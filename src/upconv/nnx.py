@@ -36,6 +36,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from upconv import flax_layer, geometry
 from upconv.errors import shown
+from upconv.geometry import Size
 from upconv.initializers import Initializer
 from upconv.layer import Activation, Ints, Layer, Parameter
 from upconv.rules import Constraint, Regularizer, Rule, named_leaves, total
@@ -159,18 +160,21 @@ class _ConvTranspose(nnx.Module):
 
         Raises:
           TypeError: if the inputs are not an array.
-          ValueError: if the inputs have too few axes, no pixels, or another number of channels.
+          ValueError: if the inputs have too few axes, no pixels, or another number of channels; or
+            if kernel or bias have been replaced by one of another shape.
         """
         self._check_channels(self.config.input_shape(inputs))
-        bias = None if self.bias is None else self.bias[...]
-        arrays = dtypes.promote_dtype((inputs, self.kernel[...], bias), dtype=self.config.dtype)
+        declared = self.config.parameters(self.in_features)
+        values = {name: self._value(parameter) for name, parameter in declared.items()}
+        arrays = (inputs, values["kernel"], values.get("bias"))
+        arrays = dtypes.promote_dtype(arrays, dtype=self.config.dtype)
         outputs = self.config(*arrays)
         loss = self.config.activity_loss(outputs)
         if loss is not None:
             self.activity_loss[...] = jnp.asarray(loss, jnp.float32)
         return outputs
 
-    def compute_output_shape(self, input_shape: Sequence[int]) -> tuple[int, ...]:
+    def compute_output_shape(self, input_shape: Sequence[Size]) -> tuple[Size, ...]:
         """The shape that the layer maps `input_shape` to, without computing anything.
 
         Raises:
@@ -181,9 +185,18 @@ class _ConvTranspose(nnx.Module):
         self._check_channels(input_shape)
         return output_shape
 
-    def _check_channels(self, input_shape: Sequence[int]) -> None:
+    def _check_channels(self, input_shape: Sequence[Size]) -> None:
         c_in = input_shape[self.config.channel_axis]
         self.config.check_channels(c_in, self.in_features, f"this {type(self).__name__}")
+
+    def _value(self, parameter: Parameter) -> jax.Array:
+        value: jax.Array = getattr(self, parameter.name)[...]
+        if value.shape != parameter.shape:
+            raise ValueError(
+                f"the {parameter.name} of this {type(self).__name__} must have the shape "
+                f"{parameter.shape} that the layer declared, got {value.shape}"
+            )
+        return value
 
     def _variable(
         self, parameter: Parameter, metadata: Metadata, rngs: nnx.Rngs
@@ -233,7 +246,8 @@ class Conv2DTranspose(_ConvTranspose):
       bias_regularizer: a function from the bias to a penalty.
       activity_regularizer: a function from the outputs to a penalty. Divided by the batch size it
         is kept in the variable `activity_loss`, which every call sets: use `nnx.jit`, `nnx.grad`
-        and the like. Where a function of `jax.jit` closes over the layer, nnx forbids that.
+        and the like. Where a function of `jax.jit` closes over the layer, nnx forbids that, as it
+        does in `nnx.vmap` over inputs alone.
       kernel_constraint: a function from the updated kernel to the one to use instead.
       bias_constraint: the same for the bias.
       trainable: `False` makes the parameters `NonTrainable`, which no optimizer of `nnx.Param`
@@ -475,7 +489,8 @@ def _stacked(parameter: Parameter, path: str, shape: tuple[int, ...]) -> Rule:
     count = max(len(shape) - len(parameter.shape), 0)
     for axes in itertools.combinations(range(len(shape)), count):
         if parameter.shape == tuple(n for axis, n in enumerate(shape) if axis not in axes):
-            return dataclasses.replace(parameter.rule, stacked_axes=axes)
+            ndim = len(parameter.shape)
+            return dataclasses.replace(parameter.rule, stacked_axes=axes, ndim=ndim)
     raise ValueError(
         f"the parameter {path!r} must have the shape {parameter.shape} that its layer declared, "
         f"or that of a stack of such layers, got {shape}"

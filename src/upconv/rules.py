@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -31,10 +31,13 @@ class Rule:
       stacked_axes: the axes along which a lifted transformation (`flax.linen.scan`, `vmap`) has
         stacked the parameters of several layers, innermost transformation first: what nested
         `jax.vmap`s take as `in_axes`. The rule holds for each layer's slice by itself.
+      ndim: how many axes the parameter of one layer has, or `None` for any number. The rules that
+        are collected from layers say so, lest parameters that `jax.vmap` has stacked without Flax
+        be taken for those of one layer. It is left out of comparisons.
 
     Raises:
-      TypeError: for a regularizer or constraint that cannot be called, or axes that are not
-        integers.
+      TypeError: for a regularizer or constraint that cannot be called, or axes or a number of
+        them that are not integers.
 
     >>> import jax.numpy as jnp
     >>> Rule(constraint=jnp.abs).regularizer is None
@@ -44,6 +47,7 @@ class Rule:
     regularizer: Regularizer | None = None
     constraint: Constraint | None = None
     stacked_axes: tuple[int, ...] = ()
+    ndim: int | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         for name in ("regularizer", "constraint"):
@@ -51,6 +55,8 @@ class Rule:
         axes = self.stacked_axes
         if not isinstance(axes, tuple) or not all(type(axis) is int for axis in axes):
             raise TypeError(f"stacked_axes must be a tuple of integers, got {axes!r}")
+        if self.ndim is not None and type(self.ndim) is not int:
+            raise TypeError(f"ndim must be an integer or None, got {self.ndim!r}")
 
 
 Rules = Mapping[str, Rule]

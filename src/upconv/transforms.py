@@ -283,6 +283,12 @@ def _per_slice(
                 f"stacked_axes={rule.stacked_axes} of the rule for {path!r} must be axes of the "
                 f"parameter, got one of shape {param.shape}"
             )
+    if rule.ndim is not None and param.ndim != rule.ndim + len(rule.stacked_axes):
+        raise ValueError(
+            f"the rule for {path!r} must get a parameter of ndim={rule.ndim} axes, and those of "
+            f"stacked_axes={rule.stacked_axes}, got one of shape {param.shape}: map the optimizer "
+            "over layers that are stacked, too, or name the axes that stack them in stacked_axes"
+        )
     for axis in rule.stacked_axes:
         f = jax.vmap(f, in_axes=axis, out_axes=axis if keep else 0)
     return f(param)
