@@ -117,7 +117,7 @@ def test_the_example_in_nnx() -> None:
 
 
 def test_every_example_is_run() -> None:
-    assert len(BLOCKS) == 4
+    assert len(BLOCKS) == 5
 
 
 LINKS = re.findall(r"\]\(([^)#:]+)\)", README)

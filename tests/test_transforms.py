@@ -153,6 +153,18 @@ def test_stacked_rules_act_on_each_slice(axes: tuple[int, ...], rng: np.random.G
     np.testing.assert_allclose(slopes["w"], stack(by_hand), rtol=1e-5)
 
 
+def test_behind_adam_a_penalty_is_decoupled_decay(rng: np.random.Generator) -> None:
+    """As its docstring says: where `optax.add_decayed_weights` goes."""
+    params, gradients = ({"w": normal(rng, 4, 5)} for _ in range(2))
+
+    def optimizer(decay: optax.GradientTransformation) -> optax.GradientTransformation:
+        return optax.chain(optax.scale_by_adam(), decay, optax.scale_by_learning_rate(0.1))
+
+    ours = optimizer(add_regularization({"w": Rule(L2(0.3))}))
+    theirs = optimizer(optax.add_decayed_weights(0.6))  # half the gradient of a square
+    assert_trees_close(one_step(ours, gradients, params), one_step(theirs, gradients, params))
+
+
 def test_a_rule_that_knows_its_axes_takes_no_others(rng: np.random.Generator) -> None:
     """Such as those of layers that were stacked without Flax."""
     axis = (0, 1)

@@ -233,8 +233,9 @@ class Conv2DTranspose(_ConvTranspose):
       trainable: `False` puts the parameters into the collection `non_trainable`, which no optimizer
         sees.
       name: the module's name.
-      output_padding: by how many pixels the output is longer, an integer or one per spatial axis;
-        see `upconv.conv_transpose`.
+      output_padding: by how many pixels the output is longer than with 0, an integer or one per
+        spatial axis. `None` is another length than 0 for `"valid"` and `"same"`, which then give
+        `strides` pixels for each of the input's at least; see `upconv.conv_transpose`.
       dilation_rate: the distance between the kernel's taps, an integer or one per spatial axis.
       groups: the number of groups that channels and filters fall into.
       dtype: of the computation; by default what inputs and parameters promote to.
@@ -328,7 +329,19 @@ class ConvTranspose(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: ArrayLike) -> jax.Array:
-        """Upsamples `(*batch, *spatial, c_in)`, with zero or more batch axes."""
+        """Upsamples.
+
+        Args:
+          inputs: `(*batch, *spatial, c_in)`; zero or more batch axes.
+
+        Returns:
+          `(*batch, *lengths, features)`, the lengths those of `upconv.lax.conv_transpose`, in
+          `preferred_element_type`, `dtype`, or else the promoted dtype of inputs and parameters.
+
+        Raises:
+          TypeError: if an argument of the layer has the wrong type.
+          ValueError: if an argument or the inputs do not fit.
+        """
         c_in = flax_layer.in_features(inputs)
         features = geometry.integer("features", self.features, minimum=1)
         shape = flax_layer.kernel_shape(self.kernel_size, c_in, features, self.transpose_kernel)

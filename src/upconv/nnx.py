@@ -252,8 +252,9 @@ class Conv2DTranspose(_ConvTranspose):
       bias_constraint: the same for the bias.
       trainable: `False` makes the parameters `NonTrainable`, which no optimizer of `nnx.Param`
         sees.
-      output_padding: by how many pixels the output is longer, an integer or one per spatial axis;
-        see `upconv.conv_transpose`.
+      output_padding: by how many pixels the output is longer than with 0, an integer or one per
+        spatial axis. `None` is another length than 0 for `"valid"` and `"same"`, which then give
+        `strides` pixels for each of the input's at least; see `upconv.conv_transpose`.
       dilation_rate: the distance between the kernel's taps, an integer or one per spatial axis.
       groups: the number of groups that channels and filters fall into.
       dtype: of the computation; by default what inputs and parameters promote to.
@@ -382,7 +383,19 @@ class ConvTranspose(nnx.Module):
             self.bias = nnx.Param(bias, **bias_metadata)
 
     def __call__(self, inputs: ArrayLike) -> jax.Array:
-        """Upsamples `(*batch, *spatial, in_features)`, with zero or more batch axes."""
+        """Upsamples.
+
+        Args:
+          inputs: `(*batch, *spatial, in_features)`; zero or more batch axes.
+
+        Returns:
+          `(*batch, *lengths, out_features)`, the lengths those of `upconv.lax.conv_transpose`, in
+          `preferred_element_type`, `dtype`, or else the promoted dtype of inputs and parameters.
+
+        Raises:
+          TypeError: if an argument of the layer has the wrong type.
+          ValueError: if an argument or the inputs do not fit.
+        """
         flax_layer.in_features(inputs)
         kernel = flax_layer.masked(self.kernel[...], self.mask)
         bias = None if self.bias is None or not self.use_bias else self.bias[...]

@@ -62,7 +62,9 @@ def add_regularization(rules: Rules) -> optax.GradientTransformation:
 
     At the head of a chain this is the same as adding `penalty` to the loss, so the penalty's
     gradient passes through momentum and Adam, as in TensorFlow. For decoupled weight decay put it
-    behind them.
+    where `optax.add_decayed_weights` goes: behind `optax.scale_by_adam()`, but before
+    `optax.scale_by_learning_rate(...)`. Behind a whole optimizer such as `optax.adam`, which has
+    turned the sign already, it would make weights grow.
 
     Args:
       rules: by parameter path, the keys joined by `/`.
