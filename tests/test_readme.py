@@ -107,6 +107,14 @@ def test_the_example_of_a_function() -> None:
     np.testing.assert_allclose(names["y"], expected, rtol=1e-4, atol=1e-4)
 
 
+def test_the_example_of_layers() -> None:
+    names = run(block("upconv_nnx"))
+    layer, x = names["layer"], np.asarray(names["x"], np.float64)
+    expected = oracle.conv_transpose(x, layer.kernel[...], strides=2, padding="same")
+    np.testing.assert_allclose(layer(names["x"]), expected, rtol=1e-4, atol=1e-4)
+    assert np.abs(names["y"]).max() > 0.1
+
+
 def test_the_example_in_nnx() -> None:
     names = run(block("nnx.Optimizer"))
     step, arguments = names["step"], [names[name] for name in ("model", "optimizer", "x", "y")]
