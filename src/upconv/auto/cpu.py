@@ -4,8 +4,8 @@ A layer is written `batch x size x channels -> filters, kernel / stride`, and a 
 the time that the way taken needs there, relative to the way that would be taken without the rule:
 0.4 is two and a half times as fast. Figures after "but" are of layers to which the rule does not
 apply, and show why. They were measured on two cores of an AMD EPYC (Zen 4 or 5) or of an Intel Xeon
-with AVX-512, those of narrow groups on an AMD EPYC (Zen 3) without it, with jaxlib 0.10.2, in
-float32 if nothing else is said.
+with AVX-512, those of narrow groups and of products of planes on an EPYC (Zen 3) without it, with
+jaxlib 0.10.2, in float32 if nothing else is said.
 """
 
 from __future__ import annotations
@@ -287,7 +287,7 @@ def _transpose_in_3d(a: Layer) -> str:
         return "matmul"
     # Zeros fill the kernel of a convolution up to whole strides. 12x12x12x64 -> 32, 3x3x3 / 2: 0.5;
     # 12x24x24x32 -> 32, 3x3x3 / 1x2x2: 0.75; 2x8x8x8x64 -> 64, 3x3x3 / 2, dilated by 2: 0.12; 20
-    # layers of 3x3x3 / 2 to 5x5x5 / 3, drawn at random: 0.65, as geometric mean. But where they are
+    # layers of 3x3x3 / 2 to 5x5x5 / 3, drawn at random: 0.67, as geometric mean. But where they are
     # whole, 12x12x12x32 -> 32, 4x4x4 / 2: 1.2; and of FRESH memory, 2x16x16x12x32 -> 128: 1.35.
     pays = a.filled < 1 and _of_phase(a) * _itemsize(a) < FRESH
     return "plane_products" if pays and a.g.strides[0] <= MANY_PHASES else "planes"
