@@ -531,6 +531,39 @@ class TestExport:
             x, w = draw(rng, (images, *case.spatial, case.c_in), case.kernel_shape)
             close(exported.call(x, w), case.maps(x, w, np.sin(case.scatter(x, w))))
 
+    @pytest.mark.parametrize("groups", [1, 2])
+    def test_a_symbolic_number_of_layers(self, groups: int, rng: np.random.Generator) -> None:
+        """What `vmap` makes of the axis is a symbolic number of groups."""
+        (n,) = export.symbolic_shape("n")
+        case = Case("", (5, 4), (3, 2), strides=2, c_in=4, c_out=6, groups=groups, batch=(2,))
+
+        def ensemble(x: Any, w: Any) -> Any:
+            y, pull = jax.vjp(jax.vmap(layer(case)), x, w)
+            return [y, *pull(jnp.sin(y))]
+
+        shapes = (n, *case.x_shape), (n, *case.kernel_shape)
+        args = [jax.ShapeDtypeStruct(s, "float32") for s in shapes]
+        exported = export.export(jax.jit(ensemble), platforms=("cpu", "cuda", "tpu"))(*args)
+        x, w = draw(rng, (3, *case.x_shape), (3, *case.kernel_shape))
+        got = exported.call(x, w)
+        for i in range(3):
+            y = case.scatter(x[i], w[i])
+            close([a[i] for a in got], [y, *case.maps(x[i], w[i], np.sin(y))[1:]])
+
+    def test_kernel_gradients_of_a_symbolic_number_of_examples(
+        self, rng: np.random.Generator
+    ) -> None:
+        (n,) = export.symbolic_shape("n")
+        each = jax.jit(jax.vmap(jax.grad(loss(layer()), 1), (0, None)))
+        args = [
+            jax.ShapeDtypeStruct(s, "float32")
+            for s in ((n, *PLAIN.x_shape[1:]), PLAIN.kernel_shape)
+        ]
+        exported = export.export(each)(*args)
+        x, w = draw(rng, (3, *PLAIN.x_shape[1:]), PLAIN.kernel_shape)
+        want = [PLAIN.correlate(a, np.cos(PLAIN.scatter(a, w))) for a in x[:, None]]
+        close(list(exported.call(x, w)), want)
+
     @pytest.mark.parametrize("platform", auto.RULES)
     def test_the_ways_of_a_symbolic_batch(self, platform: str) -> None:
         (n,) = export.symbolic_shape("n")

@@ -14,7 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from upconv.auto import cpu, cuda
-from upconv.auto.layer import CONVOLUTIONS, Layer, Ways
+from upconv.auto.layer import CONVOLUTIONS, PRODUCTS, Layer, Ways
 from upconv.geometry import Geometry, Size
 
 # By the platform that a computation is lowered for.
@@ -46,6 +46,9 @@ def ways(
         are plain convolutions, which XLA's partitioner splits by batch, channels and space, and
         which every platform has kernels for.
     """
+    if not isinstance(g.groups, int):
+        # `vmap` over a symbolic axis of both operands; of convolutions groups are a known number.
+        return PRODUCTS
     if platform == PARTITIONED and g.groups > 1:
         # Of a mesh axis without a part in the batch, the partitioner multiplies this G by the size,
         # and where it splits channels it may abort (jaxlib 0.10.2 and 0.12.0.1).
