@@ -25,7 +25,7 @@ from cases import Case, by_name
 from upconv import auto
 from upconv.auto import cpu, cuda
 from upconv.lowering import convolution as xla_convolution
-from upconv.lowering import depthwise, elementwise, phases, strips
+from upconv.lowering import depthwise, elementwise, phases, products, strips
 
 # Sums of up to 6,000 terms in any order and blocking stay below 2 units; one that lost an operand,
 # or was carried in bfloat16 where it should not, is off by thousands.
@@ -58,6 +58,7 @@ AS_IF_LARGE: Limits = {
     depthwise: {"MANY_SHIFTS": 3},
     elementwise: {"FEW_EDGES": 2},
     phases: {"UNROLLED": range(2, 100)},
+    products: {"HALVED": range(2, 100)},
 }
 # The rules of a GPU, by which a CPU computes the same numbers.
 OF_CUDA: Limits = {auto: {"RULES": dict.fromkeys(auto.RULES, cuda.ways)}}

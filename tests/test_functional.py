@@ -376,6 +376,21 @@ class TestReach:
         products = 3 * case.kernel_size[-1] if case.groups == case.c_in else 0
         assert text.count("stablehlo.") < 150 + 10 * products
 
+    @pytest.mark.parametrize(("c_out", "halved"), [(192, False), (256, True), (257, False)])
+    def test_overlaps_of_many_filters_are_soon_compiled(
+        self, c_out: int, halved: bool, rng: np.random.Generator
+    ) -> None:
+        """LLVM takes long for a loop over 256 filters, and less for one over half as many."""
+        case = Case("", (3, 4), (4, 3), strides=2, padding="same", c_in=5, c_out=c_out, batch=(2,))
+        x, w = draw(rng, case.x_shape, case.kernel_shape)
+        compiled = jax.jit(layer(case)).lower(x, w).compile()
+        assert_rounding(
+            compiled(x, w), case.scatter(x, w), case.scatter(abs(x), abs(w)), C * eps(np.float32)
+        )
+        loop = (*case.y_shape[:-1], 2, c_out // 2) if halved else case.y_shape
+        assert f"f32[{','.join(map(str, loop))}]{{" in compiled.as_text()
+        assert (f",2,{c_out // 2}]" in compiled.as_text()) == halved
+
 
 TABLES = {"T": lowering.CONV_TRANSPOSE, "C": lowering.CONV, "G": lowering.CORRELATE_KERNEL}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import operator
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -89,14 +90,14 @@ UNROLLED = range(64, 80)
 
 
 def interleave(parts: Sequence[jax.Array], starts: Sequence[Size], g: Geometry) -> jax.Array:
-    """The sum of `parts`, each `(N, *m, *s, C)`, rearranged to `(N, *(m * s), C)` and cropped."""
+    """The sum of `parts`, each `(N, *m, *s, ...)`, as `(N, *(m * s), ...)`, and cropped."""
     r = g.rank
     if len(parts) == 1 and parts[0].shape[-1] in UNROLLED and parts[0].dtype.kind == "f":
         parts = _in_two(parts[0], g)
     z = functools.reduce(lax.add, parts)
     order = itertools.chain.from_iterable((1 + a, 1 + r + a) for a in range(r))
-    space = [m * s for m, s in zip(z.shape[1:], g.strides, strict=False)]
-    y = z.transpose(0, *order, 1 + 2 * r).reshape(z.shape[0], *space, z.shape[-1])
+    y = z.transpose(0, *order, *range(1 + 2 * r, z.ndim))
+    y = y.reshape(z.shape[0], *map(operator.mul, z.shape[1:], g.strides), *z.shape[1 + 2 * r :])
     return _crop(y, starts, g)
 
 
@@ -119,4 +120,4 @@ def _crop(y: jax.Array, starts: Sequence[Size], g: Geometry) -> jax.Array:
         (-lo, lo + out - m, 0)
         for lo, out, m in zip(starts, g.output_size, y.shape[1:], strict=False)
     ]
-    return pad(y, [(0, 0, 0), *window, (0, 0, 0)])
+    return pad(y, [(0, 0, 0), *window, *[(0, 0, 0)] * (y.ndim - 1 - g.rank)])
