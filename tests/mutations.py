@@ -281,6 +281,13 @@ MUTATIONS = [
         ("test_transformations", "symbolic_channels"),
     ),
     Mutation(
+        "a symbolic number of groups is left to convolutions",
+        "auto/__init__",
+        "        return PRODUCTS\n",
+        "        return CONVOLUTIONS\n",
+        ("test_transformations", "symbolic_number"),
+    ),
+    Mutation(
         "a symbolic batch is cut into strips",
         "auto/__init__",
         "if symbolic and",
@@ -381,8 +388,8 @@ MUTATIONS = [
     Mutation(
         "windows of narrow groups begin where the image does",
         "lowering/elementwise",
-        "ends.append((lo, (n - 1) * s + k - lo - out, 0))",
-        "ends.append((0, (n - 1) * s + k - out, 0))",
+        "*((lo, hi, 0) for lo, hi in g.pads), (0, 0, 0), (0, 0, 0)])",
+        "*((0, lo + hi, 0) for lo, hi in g.pads), (0, 0, 0), (0, 0, 0)])",
         ("test_functional", "test_case and narrow"),
     ),
     Mutation(
@@ -749,6 +756,13 @@ MUTATIONS = [
         "g.phase_taps[a] > MANY_STRIDES",
         "g.phase_taps[a] > 99 * MANY_STRIDES",
         ("test_functional", "soon_compiled"),
+    ),
+    Mutation(
+        "a loop over many filters is left to LLVM",
+        "lowering/products",
+        'if num.platform == "cpu" and _is_slow_to_compile(p, g)',
+        'if num.platform == "gpu" and _is_slow_to_compile(p, g)',
+        ("test_functional", "many_filters"),
     ),
     Mutation(
         "a stretched convolution takes every row",

@@ -11,9 +11,9 @@ lo    how much of the full output is cropped at the start
 ====  ==========================================================================
 
 so that `y[i * s + t * d - lo] += w[t] * x[i]` wherever that index exists.
-A length may be a symbolic dimension of `jax.export`; kernels, strides and dilations are
-integers. The relations are those of Dumoulin and Visin, *A guide to convolution
-arithmetic for deep learning* (arXiv:1603.07285), section 4.
+A length may be a symbolic dimension of `jax.export`, and so may the number of groups that `vmap`
+makes of one; kernels, strides and dilations are integers. The relations are those of Dumoulin and
+Visin, *A guide to convolution arithmetic for deep learning* (arXiv:1603.07285), section 4.
 """
 
 from __future__ import annotations
@@ -58,12 +58,20 @@ class Geometry:
     dilation_rate: tuple[int, ...]
     crop: tuple[Size, ...]
     output_size: tuple[Size, ...]
-    groups: int = 1
+    groups: Size = 1
 
     @property
     def rank(self) -> int:
         """Number of spatial axes."""
         return len(self.kernel_size)
+
+    def with_axis(self, axis: int, **values: Size) -> Geometry:
+        """The same but for one spatial axis, of which fields get these values."""
+        changed: dict[str, Any] = {}
+        for name, value in values.items():
+            field = getattr(self, name)
+            changed[name] = (*field[:axis], value, *field[axis + 1 :])
+        return dataclasses.replace(self, **changed)
 
     @property
     def plane(self) -> Geometry:

@@ -7,8 +7,6 @@ import functools
 import itertools
 import math
 import operator
-from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -59,13 +57,7 @@ def _shift_by_shift(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> j
     shifts, r = _shifts(g), g.rank
     a = max(range(r), key=lambda a: len(shifts[a]))
     s, out = g.strides[a], g.input_size[a] * g.strides[a]
-    one = dataclasses.replace(
-        g,
-        kernel_size=_put(g.kernel_size, a, s),
-        dilation_rate=_put(g.dilation_rate, a, 1),
-        crop=_put(g.crop, a, 0),
-        output_size=_put(g.output_size, a, out),
-    )
+    one = g.with_axis(a, kernel_size=s, dilation_rate=1, crop=0, output_size=out)
     ends = [(0, 0, 0)] * y.ndim
     ends[1 + a] = (g.crop[a], g.full_strides[a] * s - g.crop[a] - y.shape[1 + a], 0)
     y = pad(y, ends)
@@ -78,10 +70,6 @@ def _shift_by_shift(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> j
 
     shape = (*map(len, shifts), *g.strides, x.shape[-1])
     return repeat(len(shifts[a]), put, jnp.zeros(shape, x.dtype))
-
-
-def _put(values: Sequence[Any], i: int, value: Any) -> tuple[Any, ...]:
-    return (*values[:i], value, *values[i + 1 :])
 
 
 def _sums(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> jax.Array:

@@ -7,6 +7,7 @@ vector is multiplied by one of another; no window is made.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -91,7 +92,7 @@ def convolve(
     padding: Sequence[tuple[int, int]],
     strides: Sequence[int] | None = None,
     rhs_dilation: Sequence[int] | None = None,
-    groups: int,
+    groups: int = 1,
 ) -> jax.Array:
     """A convolution of `(N, *space, groups * in)` by `(*window, in, groups * out)`."""
     rank, total = lhs.ndim - 2, accumulator(num.dtype)
@@ -146,7 +147,7 @@ def _tap_by_tap(a: jax.Array, w: jax.Array, axes: Sequence[_Axis]) -> jax.Array:
     def add(i: jax.Array, total: jax.Array) -> jax.Array:
         met = lax.dynamic_slice_in_dim(
             a,
-            lax.add(lax.mul(i, jnp.int32(axis.dilation)), jnp.int32(axis.first)),
+            lax.mul(i, jnp.int32(axis.dilation)),
             (axis.size - 1) * axis.stride + 1,
             1 + longest,
             allow_negative_indices=False,
@@ -188,13 +189,11 @@ def correlate_kernel(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> 
     parts = strips.in_parts(*x.shape[:2])
     rest = [(0, 0, 0)] * (g.rank + 1)
     x = pad(x, [*parts.ends, *rest])
-    axes, ends = [], []
-    for n, out, s, d, k, lo in zip(
-        x.shape[1:], g.output_size, g.strides, g.dilation_rate, g.span, g.crop, strict=False
-    ):
-        axes.append(_Axis(0, s, n, d))
-        ends.append((lo, (n - 1) * s + k - lo - out, 0))
-    y = pad(y, [parts.ends[0], *ends, (0, 0, 0), (0, 0, 0)])
+    g = dataclasses.replace(g, input_size=x.shape[1:-2])
+    axes = [
+        _Axis(0, s, n, d) for s, n, d in zip(g.strides, g.input_size, g.dilation_rate, strict=True)
+    ]
+    y = pad(y, [parts.ends[0], *((lo, hi, 0) for lo, hi in g.pads), (0, 0, 0), (0, 0, 0)])
     # A call to each tap, after which its sums are forgotten. 8x28x28x128 -> 128, 3x3 / 2, in 32
     # groups: 0.65.
     taps = [

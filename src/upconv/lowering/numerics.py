@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
-from upconv.geometry import Geometry
+from upconv.geometry import Geometry, Size
 
 
 class Numerics(NamedTuple):
@@ -30,7 +30,23 @@ class Numerics(NamedTuple):
 
 Way = Callable[[jax.Array, jax.Array, Geometry, Numerics], jax.Array]
 
-Convolve = Callable[..., jax.Array]
+
+class Convolve(Protocol):
+    """A way of computing a convolution."""
+
+    def __call__(
+        self,
+        lhs: jax.Array,
+        rhs: jax.Array,
+        num: Numerics,
+        *,
+        padding: Sequence[tuple[Size, Size]],
+        strides: Sequence[int] | None = None,
+        rhs_dilation: Sequence[int] | None = None,
+        groups: int = 1,
+    ) -> jax.Array:
+        """That of `(N, *space, groups * in)` by `(*window, in, groups * out)`."""
+        ...
 
 
 def accumulator(dtype: Any) -> Any:

@@ -5,7 +5,6 @@ A strip is some rows of `x` and all rows of `y` that they meet, so that G is the
 
 from __future__ import annotations
 
-import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -69,12 +68,7 @@ def _strip(g: Geometry, rows: int) -> tuple[Geometry, np.ndarray]:
     """The geometry of a strip, and the rows of `y` that each meets: `(strips, rows met)`."""
     strips, s = cdiv(g.input_size[0], rows), g.strides[0]
     met = (rows - 1) * s + g.span[0]
-    strip = dataclasses.replace(
-        g,
-        input_size=(rows, *g.input_size[1:]),
-        crop=(0, *g.crop[1:]),
-        output_size=(met, *g.output_size[1:]),
-    )
+    strip = g.with_axis(0, input_size=rows, crop=0, output_size=met)
     return strip, np.arange(strips)[:, None] * rows * s + np.arange(met) - g.crop[0]
 
 
