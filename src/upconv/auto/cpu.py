@@ -141,7 +141,7 @@ def _of_groups(a: Layer) -> Ways:
     """Other ways than convolutions of groups, for which XLA:CPU has only naive loops."""
     if a.filters == a.channels == 1:
         # Windows would be moved before they are multiplied. 8x64x64x64, 4x4 / 2: C 0.1, G 0.03;
-        # 4x28x28x96, 7x7: T 0.03, C 0.02, G 0.05.
+        # 4x28x28x96, 7x7: T 0.03, C 0.02, G 0.05; 4x128x128x3, 4x4 / 2: C and G 0.3.
         return Ways(_elementwise_transpose(a), "elementwise", "depthwise")
     # 267 layers of 2 to 64 groups of 1 to 32 channels and filters: T 0.7, C 0.65, G 0.6, as
     # geometric means. 8 groups of 32x32x256 -> 128, 3x3 / 2: 0.6, 0.45, 0.5, and 0.1 of the memory.
