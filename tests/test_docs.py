@@ -187,6 +187,7 @@ def test_the_tables_of_ways_name_what_there_is() -> None:
     assert [name for row in names[2:] for name in re.findall(r'"(\w+)"', row[0])] == [
         *lowering.LOWERINGS
     ]
+    text = (DOCS / "lowerings.md").read_text()
     (ways,) = (t for t in tables(text) if t[0][0].strip() == "way")
     maps = {"T": lowering.CONV_TRANSPOSE, "C": lowering.CONV, "G": lowering.CORRELATE_KERNEL}
     said = {row[0].strip("` "): row for row in ways[2:]}
