@@ -37,9 +37,9 @@ def conv_transpose(x: jax.Array, w: jax.Array, g: Geometry, num: Numerics) -> ja
 
 
 # Filters, of which LLVM takes long to compile a loop that adds up four products, each of which may
-# lie beyond an edge (its strength reduction: two thirds of dcgan1's T). In a loop over two halves
-# of them: 32x4x4x512 -> 256, 4x4 / 2: 0.5. But -> 192: 0.95, -> 640: 1.1; and of eight products,
-# 8x4x4x4x32 -> 256, 4x4x4 / 2: 6.
+# lie beyond an edge: half of that is its strength reduction. In a loop over two halves of them,
+# overlap-add of 32x4x4 -> 256, 4x4 / 2, compiles in 0.5. But of 64x4x4 -> 160: 1.6, 32x4x4 -> 640:
+# 1.1; and of eight products, 8x4x4x4 -> 256, 4x4x4 / 2: 6.
 HALVED = range(256, 513)
 
 
