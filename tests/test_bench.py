@@ -160,7 +160,8 @@ def test_a_quick_run_writes_what_it_measured(
         "results", "ratios", "summary",
     }  # fmt: skip
     assert set(report["environment"]) == {
-        "date", "python", "versions", "device", "cpu", "cores",
+        "date", "python", "versions", "device",
+        "cpu", "cpu_family", "cpu_model", "vectors", "cores",
     }  # fmt: skip
     assert report["environment"]["versions"]["jax"] == jax.__version__
     assert os.uname().nodename not in record.read_text()
@@ -482,6 +483,17 @@ def test_keras_on_another_backend_is_left_out(monkeypatch: pytest.MonkeyPatch) -
     other = SimpleNamespace(backend=SimpleNamespace(backend=lambda: "tensorflow"))
     monkeypatch.setattr(jax_peers, "import_keras", lambda: other)
     assert jax_peers.keras_obstacle() == "it was already imported, with the backend tensorflow"
+
+
+def test_processors_of_one_name_are_told_apart() -> None:
+    info = {"model name": "AMD EPYC", "cpu family": "25", "model": "17"}
+    older = machine._cpu({**info, "model": "1", "flags": "fpu avx avx2 avx512_not"})
+    newer = machine._cpu({**info, "flags": "fpu avx avx2 avx512f avx512dq"})
+    assert older == {
+        "cpu": "AMD EPYC", "cpu_family": "25", "cpu_model": "1", "vectors": "avx2",
+    }  # fmt: skip
+    assert newer == {**older, "cpu_model": "17", "vectors": "avx512f"}
+    assert machine._cpu({})["cpu_family"] is None
 
 
 def test_on_a_gpu_others_need_one_too(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import datetime
 import importlib.metadata
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ def environment(packages: Iterable[str]) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in sorted(packages)},
         "device": jax.devices()[0].device_kind,
-        "cpu": _cpu_model(),
+        **_cpu(_cpu_info()),
         "cores": cores(),
     }
 
@@ -50,8 +50,20 @@ def _version(package: str) -> str | None:
     return None
 
 
-def _cpu_model() -> str:
+def _cpu_info() -> dict[str, str]:
+    # Of the first core, where the system tells (Linux).
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor())
+    first, _, _ = (info.read_text() if info.exists() else "").partition("\n\n")
+    pairs = (line.partition(":") for line in first.splitlines())
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def _cpu(info: Mapping[str, str]) -> dict[str, str | None]:
+    # Clouds cut names to "AMD EPYC", whose generations differ in family, model and vectors.
+    flags = info.get("flags", "").split()
+    return {
+        "cpu": info.get("model name", platform.processor()),
+        "cpu_family": info.get("cpu family"),
+        "cpu_model": info.get("model"),
+        "vectors": next((name for name in ("avx512f", "avx2", "avx") if name in flags), None),
+    }
