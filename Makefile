@@ -8,7 +8,8 @@
 #   make mutations whether the tests catch what is broken on purpose
 #   make lint      ruff and mypy
 #   make coverage  the tests, and the lines that none of them reaches
-#   make docs      docs/api.md, from the docstrings, and the drawings of docs/how-it-works.md
+#   make docs      docs/api.md, from the docstrings, the tables of figures, from benchmarks/*.json, and the drawings of
+#                  docs/how-it-works.md
 #   make bench     python -m upconv.bench
 #   make clean     remove the environment and the caches
 
@@ -69,6 +70,7 @@ coverage: $(TEST_STAMPS)
 
 docs: $(VENV)/.installed-test
 	$(BIN)/python docs/api.py
+	$(BIN)/python docs/figures.py
 	$(BIN)/python docs/sizes.py
 	$(BIN)/python examples/checkerboard.py
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 import statistics
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import figures
 import oracle
 import upconv
 from cases import CASES, Case, draw
@@ -27,10 +26,7 @@ from checks import (
     limited,
     with_gradients,
 )
-from upconv import auto, geometry
-from upconv.auto.layer import CONVOLUTIONS, Ways
-
-RECORD = Path(__file__).parents[1] / "benchmarks" / "h100.json"
+from upconv.auto.layer import CONVOLUTIONS
 
 
 @pytest.mark.parametrize("limits", [OF_CUDA, OF_CUDA_AS_IF_LARGE], ids=["as they are", "as large"])
@@ -130,7 +126,6 @@ def test_volumes_are_convolved_as_planes(stride: int) -> None:
     assert sorted(image.count(",") for image in images) == [3, 3, 4]  # one is G, as a whole
 
 
-@pytest.mark.skipif(not RECORD.exists(), reason="the source distribution lacks benchmarks/")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
     ("map_", "most", "least"),
@@ -141,27 +136,12 @@ def test_the_ways_taken_are_nearly_the_fastest(
 ) -> None:
     """Of those that an H100 was timed with: over the best of them, and under convolutions."""
     over, under = [], []
-    for record in json.loads(RECORD.read_text())["maps"]:
-        if record["dtype"] == dtype:
-            times = record["us"][map_]
-            time = times[getattr(taken(record), map_)]
+    for timed in figures.record("h100")["maps"]:
+        if timed["dtype"] == dtype:
+            times = timed["us"][map_]
+            time = times[getattr(figures.taken(timed), map_)]
             over.append(time / min(times.values()))
             under.append(times[getattr(CONVOLUTIONS, map_)] / time)
     assert len(over) > 100
     assert statistics.geometric_mean(over) < most
     assert statistics.geometric_mean(under) > least
-
-
-def taken(record: dict[str, Any]) -> Ways:
-    batch, *size, channels = record["input_shape"]
-    groups = record["groups"]
-    g = geometry.transposed(
-        size,
-        record["kernel_size"],
-        strides=record["stride"],
-        padding=record["padding"],
-        dilation_rate=record["dilation_rate"],
-        groups=groups,
-    )
-    kernel_shape = (*record["kernel_size"], record["filters"] // groups, channels)
-    return auto.ways(g, batch, kernel_shape, jnp.dtype(record["dtype"]), "cuda")

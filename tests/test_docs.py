@@ -20,6 +20,7 @@ from PIL import Image
 
 import api
 import checkerboard
+import figures
 import sizes
 import upconv
 from upconv import layer, lowering
@@ -106,6 +107,44 @@ def test_exceptions_are_of_the_types_that_are_raised() -> None:
 
 def test_the_page_of_the_api_is_that_of_the_docstrings() -> None:
     assert (DOCS / "api.md").read_text() == api.page(), "out of date: run `make docs`"
+
+
+@pytest.mark.parametrize("path", figures.PAGES, ids=lambda path: path.parent.name)
+def test_the_tables_of_figures_are_those_of_the_records(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert text.count("<!-- figures: ") == text.count("<!-- end -->") == len(shown(text)) > 0
+    assert text == figures.page(text), "out of date: run `make docs`"
+
+
+def shown(text: str) -> list[str]:
+    return [found[2] for found in figures.BLOCK.finditer(text)]
+
+
+def test_every_table_of_figures_is_shown_once() -> None:
+    names = [name for path in figures.PAGES for name in shown(path.read_text(encoding="utf-8"))]
+    assert sorted(names) == sorted(figures.TABLES)
+
+
+def test_a_figure_is_the_fastest_others_time_over_ours() -> None:
+    """From the records themselves, with no help of the bench's."""
+    step = {
+        name: rows["step_ms"] for name, rows in figures.record("cpu")["results"]["dcgan1"].items()
+    }
+    ours = step["upconv"]
+    jax = min(step[name] for name in ("flax", "lax", "equinox", "keras"))
+    others = min(step[name] for name in ("torch", "torch_channels_last", "tensorflow"))
+    (line,) = (x for x in figures.TABLES["step"]().splitlines() if x.startswith("| dcgan1 |"))
+    cells = line.strip("| ").split(" | ")
+    assert cells[1:3] == [f"{ours:.1f}", f"{jax / ours:.1f}"]
+    assert cells[5] == f"{others / ours:.3f}"
+
+    rows = [row for row in figures.record("h100")["peers"] if row["layer"] == "dcgan4"]
+    flax, cudnn = (
+        next(r["step_us"] for r in rows if (r["peer"], r["dtype"]) == (peer, "bfloat16"))
+        for peer in ("flax", "convolutions")
+    )
+    assert figures.on_gpu("bfloat16")["step flax"]["dcgan4"] == flax / cudnn
+    assert figures.spread([1.0, 4.0]) == "2.00 (1.00 to 4.00)"
 
 
 def test_every_id_of_the_api_is_its_own_and_every_link_leads_to_what_it_names() -> None:

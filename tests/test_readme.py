@@ -13,8 +13,11 @@ import numpy as np
 import optax
 import pytest
 
+import figures
 import oracle
 import upconv
+from upconv.bench import results
+from upconv.bench.peers import ON_JAX
 from upconv.transforms import penalty
 
 ROOT = Path(__file__).parents[1]
@@ -126,6 +129,17 @@ def test_the_example_in_nnx() -> None:
 
 def test_every_example_is_run() -> None:
     assert len(BLOCKS) == 5
+
+
+def test_the_first_figures_are_those_of_the_records() -> None:
+    records = (
+        figures.record(name) for name, _ in (*figures.CPUS.values(), *figures.NEWER.values())
+    )
+    found = [results.ratios(record["results"], "step_ms", ON_JAX).values() for record in records]
+    means = [results.mean(values) for values in found]
+    steps = [value for values in found for value in values]
+    assert f"[{min(means):.0f} to {max(means):.0f} times as fast]" in README
+    assert f"{min(steps):.2f} to {max(steps):.0f} times." in README
 
 
 LINKS = re.findall(r"\]\(([^)#:]+)\)", README)
