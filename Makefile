@@ -1,13 +1,14 @@
 # Everything runs in a virtual environment of its own, $(VENV); nothing but Python 3.11+ and make is needed beforehand.
 #
 #   make demo      train the autoencoder of configs/digits_autoencoder.toml and say where its picture is
-#   make test      the tests and the examples in the docstrings; with UPCONV_REQUIRE_PARITY=1 also those that compare
-#                  with the genuine TensorFlow, Keras and PyTorch layers
+#   make test      the tests and the examples in the docstrings, a third of the cases where there are many; with
+#                  UPCONV_REQUIRE_PARITY=1 also those that compare with the genuine TensorFlow, Keras and PyTorch layers
+#   make test-all  every case, and the tests that take long
 #   make parity    those alone
 #   make fuzz      the properties of tests/test_properties.py on FUZZ random cases each, drawn from SEED
 #   make mutations whether the tests catch what is broken on purpose
 #   make lint      ruff and mypy
-#   make coverage  the tests, and the lines that none of them reaches
+#   make coverage  all tests, and the lines that none of them reaches
 #   make docs      docs/api.md, from the docstrings, the tables of figures, from benchmarks/*.json, and the drawings of
 #                  docs/how-it-works.md
 #   make bench     python -m upconv.bench
@@ -21,6 +22,8 @@ CONFIG ?= configs/digits_autoencoder.toml
 # Overrides for the trainer, such as `make demo DEMO="--train.steps 30"`.
 DEMO ?=
 PYTEST ?= --numprocesses=auto --maxprocesses=4
+# The I-th of each N cases: two shares of three run two thirds between them.
+SHARE ?= 1/3
 FUZZ ?= 1000
 SEED ?= $(shell date +%s)
 BENCH ?= --json benchmarks/cpu.json --chart docs/images/speed.svg
@@ -33,7 +36,7 @@ else
 TEST_STAMPS := $(VENV)/.installed-test
 endif
 
-.PHONY: help demo test test-installed parity fuzz mutations lint coverage docs bench clean
+.PHONY: help demo test test-all test-installed parity fuzz mutations lint coverage docs bench clean
 .DEFAULT_GOAL := help
 # A stamp whose recipe failed must not be taken for an installation.
 .DELETE_ON_ERROR:
@@ -47,6 +50,9 @@ demo: $(VENV)/.installed-examples
 	$(BIN)/python examples/train.py $(CONFIG) --run runs/demo --overwrite $(DEMO)
 
 test: test-installed
+	$(BIN)/python -m pytest $(PYTEST) --share $(SHARE) -m "not long"
+
+test-all: test-installed
 	$(BIN)/python -m pytest $(PYTEST)
 
 test-installed: $(TEST_STAMPS)

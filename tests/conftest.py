@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from share import left_out
+
 # Compiling is what tests spend their time on: without LLVM's optimizations all of them take
 # half, and in one part of each program a tenth less. What is set already stays: `XLA_FLAGS= make
 # test` compiles as users do.
@@ -27,10 +29,25 @@ os.environ.setdefault("XLA_FLAGS", QUICK)
 UNTRACED = ("parity", "program")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--share",
+        metavar="I/N",
+        default="1/1",
+        help="of every test of 3*N cases or more, the I-th of each N in a row",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if any(item.get_closest_marker(name) for name in UNTRACED):
             item.add_marker("no_cover")
+    try:
+        leave = left_out([item.nodeid for item in items], config.getoption("--share"))
+    except ValueError as error:
+        raise pytest.UsageError(f"--share: {error}") from error
+    config.hook.pytest_deselected(items=[item for item in items if item.nodeid in leave])
+    items[:] = [item for item in items if item.nodeid not in leave]
 
 
 @pytest.fixture

@@ -11,20 +11,11 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import pytest
 
 from checks import Function, normal, with_gradients
 
 # Float32 leaves errors of 1e-7 of the largest element; a product lost or misplaced leaves 1e-1.
 TOLERANCE = 1e-5
-
-
-def in_parts(parts: int) -> pytest.MarkDecorator:
-    """Parametrizes a test by `part`, of which the second half says little more than the first."""
-    values = [
-        pytest.param(i, marks=pytest.mark.slow) if 2 * i >= parts else i for i in range(parts)
-    ]
-    return pytest.mark.parametrize("part", values)
 
 
 class Call(NamedTuple):

@@ -32,6 +32,7 @@ checkpoint_every = 6
 TAKEN = "Failed to start RPC server"
 
 
+@pytest.mark.long
 def test_eight_devices_learn_as_one_and_gather_nothing() -> None:
     """One test, for every process of xdist would run the program anew for its share of several."""
     done = subprocess.run(

@@ -111,6 +111,7 @@ def test_the_picture_shows_the_heldout_digits_above_reconstructions(trained: Pat
         assert 0 < np.mean((bottom - original) ** 2) < 0.15
 
 
+@pytest.mark.long
 def test_the_same_seed_gives_the_same_run(tmp_path: Path) -> None:
     def losses(name: str) -> list[float]:
         run = tmp_path / name

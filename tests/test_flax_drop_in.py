@@ -23,7 +23,7 @@ from flax import nnx, serialization
 import upconv.linen
 import upconv.nnx
 from checks import normal
-from side_by_side import Call, compare, error, in_parts, is_refused, pair_of_pads
+from side_by_side import Call, compare, error, is_refused, pair_of_pads
 
 # So many layers are compared, in parts of so many that are compiled together.
 PARTS, AT_ONCE = 12, 25
@@ -134,7 +134,7 @@ def drawn(part: int) -> list[Drawn]:
     return found
 
 
-@in_parts(PARTS)
+@pytest.mark.parametrize("part", range(PARTS))
 def test_random_layers(part: int) -> None:
     """Values, and gradients in the inputs and every parameter."""
     compare((case.call(f"{part}.{i}") for i, case in enumerate(drawn(part))), seed=part)

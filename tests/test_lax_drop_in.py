@@ -15,7 +15,7 @@ import pytest
 from jax import export, lax
 
 from checks import normal
-from side_by_side import Call, compare, error, in_parts, is_refused, pair_of_pads
+from side_by_side import Call, compare, error, is_refused, pair_of_pads
 from upconv.lax import conv_transpose
 
 # So many calls are compared, in parts of so many that are compiled together.
@@ -109,7 +109,7 @@ def drawn(part: int) -> list[Drawn]:
     return found
 
 
-@in_parts(PARTS)
+@pytest.mark.parametrize("part", range(PARTS))
 def test_random_calls(part: int) -> None:
     """Values and both gradients."""
     compare((case.call(f"{part}.{i}") for i, case in enumerate(drawn(part))), seed=part)

@@ -62,6 +62,7 @@ def lively(model: Any, example: np.ndarray) -> Any:
     return jax.tree.unflatten(tree, noise)
 
 
+@pytest.mark.long
 def test_training_makes_the_figures_better(trained: Path) -> None:
     lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [200, 400, 600, 800]
@@ -118,6 +119,7 @@ def test_the_picture_shows_the_truth_last(trained: Path) -> None:
 
 
 @pytest.mark.parametrize("name", TASKS)
+@pytest.mark.long
 def test_mixed_precision_keeps_float32_parameters(name: str, tmp_path: Path) -> None:
     options = {"train__compute-dtype": "bfloat16", "train__steps": 20}
     run = photo_runs.trained(name, tmp_path, **options)

@@ -41,6 +41,7 @@ def test_the_distance_is_that_of_the_matrix_root(rng: np.random.Generator) -> No
     assert frechet.distance(first, first) == pytest.approx(0, abs=1e-9)
 
 
+@pytest.mark.long
 def test_the_critic_knows_digits_and_prefers_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(frechet, "STEPS", 100)
     split = digits.load(heldout=500)
@@ -74,6 +75,7 @@ def test_a_run_and_its_resumption(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert (again / "samples.png").read_bytes() == (run / "samples.png").read_bytes()
 
 
+@pytest.mark.long
 def test_a_step_in_bfloat16_moves_both_and_keeps_parameters_in_float32() -> None:
     config = configs.from_command_line([str(GAN), *SMALL, "--train.compute-dtype", "bfloat16"], "")
     made = task.build(config)
