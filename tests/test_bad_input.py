@@ -354,6 +354,17 @@ LAYER: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"activation": "_src"}, ValueError, "activation must be callable, .*got '_src'"),
     ({"activation": "initializers"}, ValueError, "activation must .*got 'initializers'"),
     ({"activation": 1}, TypeError, "activation must be callable, .*got 1"),
+    ({"activation": "one_hot"}, TypeError, r"activation must take \(outputs\), got <.*one_hot"),
+    (
+        {"kernel_initializer": upconv.initializers.he_normal},
+        TypeError,
+        r"kernel_initializer must take \(key, shape, dtype\), got <.*he_normal.*; call it first",
+    ),
+    (
+        {"bias_constraint": lambda w, axis: w},
+        TypeError,
+        r"bias_constraint must take \(parameter\), got <.*>$",
+    ),
     ({"use_bias": None}, TypeError, "use_bias must be True or False, got None"),
     ({"trainable": 1}, TypeError, "trainable must be True or False, got 1"),
     (
@@ -619,7 +630,14 @@ REST: list[tuple[Callable[[], Any], type[Exception], str]] = [
             jax.ShapeDtypeStruct(jax.export.symbolic_shape("b, n, 4, 6"), "float32"),
         ),
         ValueError,
-        "output_size needs an input whose length is known, got n on spatial axis 0",
+        r"output_size must be n \+ 2 and a known number of pixels on spatial axis 0 .*, got 9",
+    ),
+    (
+        lambda: upconv.output_shape(
+            (2, 5, 4, 3), 4, 3, output_size=jax.export.symbolic_shape("h, w"), padding=0
+        ),
+        TypeError,
+        r"output_size\[0\] must be an integer, got h",
     ),
     (
         lambda: lax.conv_transpose(W[..., :3], W, 2.0, "SAME"),

@@ -122,6 +122,11 @@ def test_numpy_numbers_are_stored_as_floats() -> None:
     [
         (lambda: L1("0.1"), TypeError, "l1 must be a real number, got '0.1'"),
         (lambda: L1(True), TypeError, "l1 must be a real number, got True"),
+        (
+            lambda: L1(jnp.float32(0.1)),
+            TypeError,
+            "l1 must be a real number, got .*; of what JAX computes, write a function",
+        ),
         (lambda: L1L2(l2=None), TypeError, "l2 must be a real number, got None"),
         (lambda: L2(-0.1), ValueError, "l2 must be finite and not negative, got -0.1"),
         (lambda: L1(float("nan")), ValueError, "l1 must be finite and not negative, got nan"),

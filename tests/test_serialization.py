@@ -166,11 +166,15 @@ class Mine(initializers.Normal):
     """Equal in its fields to what it is not."""
 
 
+def drawn(key: jax.Array, shape: Any, dtype: Any) -> jax.Array:
+    return jax.random.normal(key, shape, dtype)
+
+
 @pytest.mark.parametrize(
     "value",
     [
-        swoosh,
-        lambda x: x,
+        drawn,
+        lambda key, shape, dtype: jnp.zeros(shape, dtype),
         jax.nn.initializers.normal(0.1),
         initializers.ICNR(2, swoosh),
         Mine(stddev=0.2),

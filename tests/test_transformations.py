@@ -512,6 +512,36 @@ class TestExport:
             for got in exported.call(x, w):
                 close(got, [y, gx, gw])
 
+    @pytest.mark.parametrize(
+        ("size", "sizes"),
+        [
+            (lambda h, w: (2 * h, 3 * w), {"padding": "same"}),
+            (lambda h, w: (2 * h - 1, 3 * w - 2), {"padding": "same_lower"}),
+            (lambda h, w: (2 * h + 2, 3 * w + 1), {}),
+            (lambda h, w: (2 * h, 3 * w), {"padding": (1, (2, 0)), "dilation_rate": (1, 2)}),
+            (lambda h, w: (2 * h, 3 * w), {"padding": "circular"}),
+        ],
+        ids=["same", "same_lower", "valid", "pairs", "circular"],
+    )
+    def test_a_symbolic_output_size(
+        self, size: Any, sizes: dict[str, Any], rng: np.random.Generator
+    ) -> None:
+        """Which is PyTorch's way to say which of several sizes is meant."""
+        scope = export.SymbolicScope(["h >= 3", "w >= 3"])
+        shape = export.symbolic_shape("2, h, w, 3", scope=scope)
+        options = {"strides": (2, 3), **sizes}
+
+        def f(x: Any, w: Any) -> Any:
+            return upconv.conv_transpose(x, w, output_size=size(*x.shape[1:3]), **options)
+
+        kernel_shape = (4, 3, 5, 3)
+        args = [jax.ShapeDtypeStruct(s, "float32") for s in (shape, kernel_shape)]
+        exported = export.export(jax.jit(f))(*args)
+        for h, w in ((3, 4), (6, 3)):
+            x, kernel = draw(rng, (2, h, w, 3), kernel_shape)
+            want = oracle.conv_transpose(x, kernel, output_size=size(h, w), **options)
+            close(exported.call(x, kernel), want)
+
     @pytest.mark.parametrize("limits", [{}, AS_IF_LARGE], ids=["as they are", "as if large"])
     @pytest.mark.parametrize("case", [c for c in CASES if len(c.batch) == 1][2::4], ids=str)
     def test_a_symbolic_batch(self, case: Case, limits: Any, rng: np.random.Generator) -> None:

@@ -281,6 +281,42 @@ def test_multi_transform(params: Params, gradients: Params) -> None:
     assert_trees_close(after["encoder"], expected)
 
 
+@pytest.mark.parametrize(
+    "within",
+    [
+        lambda sgd: optax.multi_transform({"a": sgd, "b": sgd}, {"encoder": "a", "decoder": "b"}),
+        lambda sgd: optax.masked(sgd, {"encoder": True, "decoder": True}),
+        optax.flatten,
+    ],
+    ids=["multi_transform", "masked", "flatten"],
+)
+def test_wrappers_that_change_the_tree_go_within(
+    within: Any, params: Params, gradients: Params
+) -> None:
+    sgd = optax.sgd(0.1)
+    got = one_step(with_rules(within(sgd), RULES), gradients, params)
+    assert_trees_close(got, one_step(with_rules(sgd, RULES), gradients, params))
+
+
+def test_a_strength_on_a_schedule(params: Params, gradients: Params) -> None:
+    """As the docstring of `with_rules` writes it."""
+
+    def optimizer(rate: Any, l2: Any) -> Any:
+        rules = {"encoder/kernel": Rule(lambda w: l2 * jnp.sum(w**2))}
+        return with_rules(optax.sgd(rate), rules)
+
+    strengths = [0.1, 0.3, 0.5]
+    scheduled = optax.inject_hyperparams(optimizer)(
+        rate=0.1, l2=lambda step: jnp.asarray(strengths)[step]
+    )
+    state, at = scheduled.init(params), params
+    for strength in strengths:
+        updates, state = jax.jit(scheduled.update)(gradients, state, at)
+        want = one_step(optimizer(0.1, strength), gradients, at)
+        at = optax.apply_updates(at, updates)
+        assert_trees_close(at, want)
+
+
 def test_none_leaves_are_left_alone(params: Params, gradients: Params) -> None:
     rules = {"decoder/up/kernel": RULES["decoder/up/kernel"], "encoder/kernel": Rule(L1(1.0))}
     without = ({**tree, "encoder": {"kernel": None, "bias": None}} for tree in (gradients, params))

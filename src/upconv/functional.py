@@ -26,7 +26,7 @@ def conv_transpose(
     strides: int | Sequence[int] = 1,
     padding: Padding = "valid",
     output_padding: int | Sequence[int] | None = None,
-    output_size: int | Sequence[int] | None = None,
+    output_size: Size | Sequence[Size] | None = None,
     dilation_rate: int | Sequence[int] = 1,
     groups: int = 1,
     data_format: str = "channels_last",
@@ -59,7 +59,8 @@ def conv_transpose(
         `"same"` and `"same_lower"` the output has
         `(n - 1) * stride + K - 2 * (K // 2) + output_padding` pixels, as in Keras, instead of
         `n * stride`.
-      output_size: the output's spatial size, instead of `output_padding`.
+      output_size: the output's spatial size, instead of `output_padding`; symbolic where that of
+        `x` is.
       dilation_rate: output pixels from one kernel tap to the next.
       groups: number of channel groups that do not mix.
       data_format: `"channels_last"` or `"channels_first"`.
@@ -183,7 +184,7 @@ def output_shape(
     strides: int | Sequence[int] = 1,
     padding: Padding = "valid",
     output_padding: int | Sequence[int] | None = None,
-    output_size: int | Sequence[int] | None = None,
+    output_size: Size | Sequence[Size] | None = None,
     dilation_rate: int | Sequence[int] = 1,
     groups: int = 1,
     data_format: str = "channels_last",

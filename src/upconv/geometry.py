@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, TypeGuard
 
 Size: TypeAlias = Any  # an int, or a symbolic dimension
@@ -146,8 +146,17 @@ def integer(name: str, value: Any, *, minimum: int | None = None, rule: str = "a
     return value
 
 
-def per_axis(name: str, value: Any, rank: int, *, minimum: int | None = 1) -> tuple[int, ...]:
+def per_axis(
+    name: str,
+    value: Any,
+    rank: int,
+    *,
+    minimum: int | None = 1,
+    entry: Callable[..., int] = integer,
+) -> tuple[int, ...]:
     """One integer per spatial axis, from an integer for all or a sequence of `rank` integers.
+
+    An `entry` is made canonical as `integer` does it.
 
     Raises:
       TypeError: if `value` is neither, or holds anything but integers.
@@ -158,13 +167,13 @@ def per_axis(name: str, value: Any, rank: int, *, minimum: int | None = 1) -> tu
     """
     if not is_sequence(value):
         rule = "an integer, or one per spatial axis"
-        return (integer(name, value, minimum=minimum, rule=rule),) * rank
+        return (entry(name, value, minimum=minimum, rule=rule),) * rank
     if len(value) != rank:
         raise ValueError(
             f"{name} must be an integer or {_count(rank, 'integer')}, one per spatial axis, "
             f"got {value!r}"
         )
-    return tuple(integer(f"{name}[{i}]", v, minimum=minimum) for i, v in enumerate(value))
+    return tuple(entry(f"{name}[{i}]", v, minimum=minimum) for i, v in enumerate(value))
 
 
 def canonical_padding(padding: Any, rank: int) -> str | Pads:
@@ -278,25 +287,22 @@ class _Axis:
             )
         return self.least(n) + p
 
-    def from_output_size(self, n: Size, out: int) -> Size:
-        if not isinstance(n, int):
-            raise ValueError(
-                f"output_size needs an input whose length is known, got {n} on spatial axis "
-                f"{self.index}; output_padding does not"
-            )
+    def from_output_size(self, n: Size, out: Size) -> Size:
         if self.padding in ("causal", "circular"):
-            low = high = n * self.s
+            low, most = n * self.s, 0
         else:
-            low = self.least(n)
-            high = low + max(self.s, self.d) - 1
+            low, most = self.least(n), max(self.s, self.d) - 1
             if self.padding in ("same", "same_lower"):
-                high = max(high, n * self.s)
-        if not low <= out <= high:
-            raise ValueError(
-                f"output_size must be from {low} to {high} on spatial axis {self.index} "
-                f"(input {n}, kernel {self.k}, stride {self.s}, dilation {self.d}, "
-                f"padding {self.padding!r}), got {out}"
-            )
+                most = max(most, n * self.s - low)
+        axis = (
+            f"on spatial axis {self.index} (input {n}, kernel {self.k}, stride {self.s}, "
+            f"dilation {self.d}, padding {self.padding!r}), got {out}"
+        )
+        more = out - low
+        if not isinstance(more, int):
+            raise ValueError(f"output_size must be {low} and a known number of pixels {axis}")
+        if not 0 <= more <= most:
+            raise ValueError(f"output_size must be from {low} to {low + most} {axis}")
         return out
 
     def crop(self, n: Size, out: Size) -> Size:
@@ -331,7 +337,7 @@ def transposed(
     strides: int | Sequence[int] = 1,
     padding: Padding = "valid",
     output_padding: int | Sequence[int] | None = None,
-    output_size: int | Sequence[int] | None = None,
+    output_size: Size | Sequence[Size] | None = None,
     dilation_rate: int | Sequence[int] = 1,
     groups: int = 1,
 ) -> Geometry:
@@ -359,7 +365,12 @@ def transposed(
         p = per_axis("output_padding", output_padding, rank, minimum=0)
         output = [a.from_output_padding(n, q) for a, n, q in zip(axes, input_size, p, strict=True)]
     elif output_size is not None:
-        out = per_axis("output_size", output_size, rank)
+        symbolic = tuple({type(n) for n in input_size} - {int})
+
+        def size(name: str, value: Any, **rules: Any) -> Size:
+            return value if isinstance(value, symbolic) else integer(name, value, **rules)
+
+        out = per_axis("output_size", output_size, rank, entry=size)
         output = [a.from_output_size(n, o) for a, n, o in zip(axes, input_size, out, strict=True)]
     else:
         output = [a.natural(n) for a, n in zip(axes, input_size, strict=True)]

@@ -230,10 +230,10 @@ class Layer:
         for name in ("use_bias", "trainable"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
-        for name in _CALLABLES:
-            check_callable(name, getattr(self, name))
+        for name, takes in _CALLABLES.items():
+            check_callable(name, getattr(self, name), takes)
         if self.activation is not None:
-            _activation(self.activation)
+            check_callable("activation", _activation(self.activation), ("outputs",))
         functional.check_lowering(self.lowering)
 
         rank = self.rank
@@ -272,15 +272,16 @@ def collection(trainable: bool) -> str:
     return "params" if trainable else "non_trainable"
 
 
-_CALLABLES = (
-    "kernel_initializer",
-    "bias_initializer",
-    "kernel_regularizer",
-    "bias_regularizer",
-    "activity_regularizer",
-    "kernel_constraint",
-    "bias_constraint",
-)
+# What is called, and with what.
+_CALLABLES = {
+    "kernel_initializer": ("key", "shape", "dtype"),
+    "bias_initializer": ("key", "shape", "dtype"),
+    "kernel_regularizer": ("parameter",),
+    "bias_regularizer": ("parameter",),
+    "activity_regularizer": ("outputs",),
+    "kernel_constraint": ("parameter",),
+    "bias_constraint": ("parameter",),
+}
 
 
 def _activation(activation: Activation | str) -> Activation:
@@ -302,7 +303,6 @@ def _activation(activation: Activation | str) -> Activation:
             f"activation must be callable, None or the name of a function in jax.nn, got "
             f"{activation!r}"
         )
-    check_callable("activation", activation)
     return activation
 
 

@@ -392,9 +392,10 @@ def rules(
 
     Raises:
       TypeError: if `module` is not a Flax module, or only its class.
-      ValueError: if something in the model reads a layer's parameters bypassing the layer, as
-        `nn.SpectralNorm` does: while rules are collected, the parameters are in boxes, because
-        Flax tells only boxes which axes its lifted transformations add.
+      ValueError: if something in the model computes with a layer's parameters, beside the layer,
+        and cannot with boxes (`nn.SpectralNorm` and `nn.WeightNorm` can): while rules are
+        collected, the parameters are in boxes, because Flax tells only boxes which axes its lifted
+        transformations add.
 
     >>> from upconv.constraints import MaxNorm
     >>> decoder = nn.Sequential([
@@ -436,10 +437,12 @@ def rules(
 def losses(variables: Mapping[str, Any]) -> jax.Array:
     """The sum of all activity regularization that a model has sown.
 
-    Lifted transformations hand on only the collections that they are told of: without
+    Flax drops silently what nobody asks for: `mutable` has to name `losses`, beside `batch_stats`
+    and the like. Lifted transformations hand on only the collections that they are told of: without
     `variable_axes={"losses": 0, ...}`, `nn.scan` and `nn.vmap` drop what their layers sow. With it,
-    every step's loss is counted, and every slice's: mapped over images, as if each were a batch. Do
-    not pass the collection `losses` on to the next call: what is sown is added to it.
+    every step's loss is counted, and every slice's: mapped over images, as if each were a batch.
+    `nn.WeightNorm` drops whatever is sown within it. Do not pass the collection `losses` on to the
+    next call: what is sown is added to it.
 
     Args:
       variables: what `module.apply(..., mutable=["losses"])` returns beside the outputs.

@@ -29,7 +29,8 @@ def store_number(record: Any, name: str, *, nonnegative: bool = False) -> None:
     """
     value = getattr(record, name)
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a real number, got {value!r}")
+        hint = "; of what JAX computes, write a function" if isinstance(value, jax.Array) else ""
+        raise TypeError(f"{name} must be a real number, got {value!r}{hint}")
     try:
         number = float(value)
     except OverflowError:

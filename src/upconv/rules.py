@@ -7,7 +7,8 @@ dictionary from parameter path to `Rule` is all that passes between them.
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Iterable, Mapping
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -62,12 +63,33 @@ class Rule:
 Rules = Mapping[str, Rule]
 
 
-def check_callable(name: str, value: Any) -> None:
-    """Raises a TypeError unless an argument is None, or a function or the like; no class is."""
+def check_callable(name: str, value: Any, takes: Sequence[str] = ()) -> None:
+    """Raises a TypeError unless an argument is None, or a function or the like; no class is.
+
+    Args:
+      name: of the argument.
+      value: what it is.
+      takes: names for what the function will be called with, if it is to be seen that it can be.
+    """
     if isinstance(value, type):
         raise TypeError(f"{name} must be an instance, got the class {value.__name__} itself")
     if value is not None and not callable(value):
         raise TypeError(f"{name} must be callable or None, got {value!r}")
+    if value is not None and takes and not _accepts(value, len(takes)):
+        hint = "; call it first" if _accepts(value, 0) else ""
+        raise TypeError(f"{name} must take ({', '.join(takes)}), got {value!r}{hint}")
+
+
+def _accepts(function: Callable[..., Any], arguments: int) -> bool:
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # some builtins tell none
+        return True
+    try:
+        signature.bind(*[None] * arguments)
+    except TypeError:
+        return False
+    return True
 
 
 def total(penalties: Iterable[jax.Array]) -> jax.Array:

@@ -74,9 +74,9 @@ def add_regularization(rules: Rules) -> optax.GradientTransformation:
 
     Raises:
       TypeError: if `rules` is not a mapping from strings to `Rule`.
-      ValueError: (from `init` and `update`) if a rule matches no parameter or cannot be applied to
-        it, `params` is not given, updates do not have their structure and shapes, or a regularizer
-        does not return a scalar.
+      ValueError: (from `init` and `update`) if a rule matches no parameter, nor what is masked, or
+        cannot be applied to it, `params` is not given, updates do not have their structure and
+        shapes, or a regularizer does not return a scalar.
 
     >>> transform = add_regularization({"kernel": Rule(regularizer=lambda w: jnp.sum(w**2))})
     >>> params = {"kernel": jnp.array([1.0, -2.0])}
@@ -111,9 +111,9 @@ def project(rules: Rules) -> optax.GradientTransformation:
 
     Raises:
       TypeError: if `rules` is not a mapping from strings to `Rule`.
-      ValueError: (from `init` and `update`) if a rule matches no parameter or cannot be applied to
-        it, `params` is not given, updates do not have their structure and shapes, or a constraint
-        changes shape or dtype.
+      ValueError: (from `init` and `update`) if a rule matches no parameter, nor what is masked, or
+        cannot be applied to it, `params` is not given, updates do not have their structure and
+        shapes, or a constraint changes shape or dtype.
 
     >>> optimizer = optax.chain(optax.sgd(1.0), project({"kernel": Rule(constraint=jax.nn.relu)}))
     >>> params = {"kernel": jnp.array([1.0, 2.0])}
@@ -150,6 +150,13 @@ def with_rules(
     the step afterwards (`optax.contrib.schedule_free`, `mechanize`,
     `optax.chain(with_rules(...), optax.scale(c))`), keep none. What may leave updates as they are,
     such as `optax.apply_if_finite`, needs gradients of the parameters' dtype.
+
+    Where only some parameters are trained, `optax.multi_transform` and `optax.masked` go within:
+    `with_rules(optax.multi_transform(...), rules)`. The other way round the rules of what is masked
+    are not carried out, nor are they checked. `optax.flatten`, which hides the paths, goes within,
+    too. A strength that changes is a rule's function, made anew at each step:
+    `optax.inject_hyperparams(lambda rate, l2: with_rules(optax.sgd(rate), {path:
+    Rule(lambda w: l2 * jnp.sum(w**2))}))(rate=0.1, l2=schedule)`.
 
     A line search (`optax.lbfgs`, `scale_by_backtracking_linesearch`) has to see the loss that it
     descends: put `penalty` into `value_fn` and declare no regularizer here. With a constraint,
