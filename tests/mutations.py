@@ -1040,6 +1040,27 @@ MUTATIONS = [
         "np.ones((filters_per_group, c_in))",
         ("test_initializers", "bilinear_with_groups or bilinear_is"),
     ),
+    Mutation(
+        "a symbolic output size is taken for no size",
+        "geometry",
+        "return value if isinstance(value, symbolic) else integer(name, value, **rules)",
+        "return integer(name, value, **rules)",
+        ("test_transformations", "symbolic_output"),
+    ),
+    Mutation(
+        "an output size may be one pixel too long",
+        "geometry",
+        "if not 0 <= more <= most:",
+        "if not 0 <= more <= most + 1:",
+        ("test_bad_input", "output_size"),
+    ),
+    Mutation(
+        "it is not seen what a function takes",
+        "rules",
+        "        signature.bind(*[None] * arguments)\n",
+        "        signature.bind\n",
+        ("test_bad_input", "layer"),
+    ),
 ]
 
 
