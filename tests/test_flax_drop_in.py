@@ -394,6 +394,23 @@ def test_errors(fields: dict[str, Any], message: str) -> None:
         upconv.nnx.ConvTranspose(3, 4, **fields, rngs=nnx.Rngs(0))(x)
 
 
+@pytest.mark.parametrize("fields", [{"strides": (2, 0)}, {"kernel_dilation": (1, 2, 1)}], ids=str)
+def test_a_layer_of_nnx_is_not_made_of_bad_strides(fields: dict[str, Any]) -> None:
+    (name,) = fields
+    with pytest.raises(ValueError, match=rf"{name}.* must be"):
+        upconv.nnx.ConvTranspose(3, 4, (3, 3), **fields, rngs=nnx.Rngs(0))
+
+
+def test_strides_may_be_an_array(rng: np.random.Generator) -> None:
+    x = jnp.asarray(normal(rng, 2, 5, 4, 3))
+    given, plain = (
+        upconv.nnx.ConvTranspose(3, 4, (3, 3), strides, rngs=nnx.Rngs(0))
+        for strides in (np.array([2, 3]), (2, 3))
+    )
+    y = nnx.jit(lambda layer, x: layer(x))(given, x)
+    np.testing.assert_allclose(y, plain(x), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("number", [0, 3.0, True])
 def test_numbers_of_channels(number: Any) -> None:
     x, rngs = jnp.ones((2, 5, 4, 3)), nnx.Rngs(0)

@@ -546,16 +546,23 @@ def test_a_result_of_another_kind(
             np.testing.assert_array_equal(y, want)
 
 
-def test_a_preferred_dtype_that_is_not_enabled(rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("spelled", ["float64", np.float64, np.dtype("float64"), jnp.float64])
+def test_a_preferred_dtype_that_is_not_enabled(spelled: Any, rng: np.random.Generator) -> None:
     x, w = draw(rng, (2, 5, 3), (3, 4, 3))
     with pytest.warns(
         UserWarning, match="float64 needs jax_enable_x64; it is truncated to float32"
     ):
-        y = upconv.conv_transpose(x, w, preferred_element_type="float64")
+        y = upconv.conv_transpose(x, w, preferred_element_type=spelled)
     assert y.dtype == jnp.float32
     with jax.enable_x64(True):
-        y = upconv.conv_transpose(x, w, preferred_element_type="float64")
+        y = upconv.conv_transpose(x, w, preferred_element_type=spelled)
     assert y.dtype == jnp.float64
+
+
+def test_a_type_of_python_is_as_wide_as_jax_has_it(rng: np.random.Generator) -> None:
+    x, w = draw(rng, (2, 5, 3), (3, 4, 3))
+    y = upconv.conv_transpose(x, w, preferred_element_type=float)  # a warning would be an error
+    assert y.dtype == jnp.float32
 
 
 def test_gradients_of_float8_operands(rng: np.random.Generator, subtests: Any) -> None:

@@ -265,6 +265,7 @@ X, W = jnp.ones((2, 5, 4, 3)), jnp.ones((3, 2, 3, 6))
         ({"dimension_numbers": ("NHWC", "HWIO", "NHXC")}, TypeError, "dimension_numbers"),
         ({"precision": "best"}, ValueError, "precision must be"),
         ({"lhs": X > 0}, TypeError, "lhs must hold numbers, got dtype bool"),
+        ({"lhs": np.asarray(X).astype(str)}, TypeError, "lhs must hold numbers, got dtype <U"),
         ({"rhs": W > 0}, TypeError, "rhs must hold numbers, got dtype bool"),
         (
             {"preferred_element_type": "int8"},

@@ -53,7 +53,7 @@ def conv_transpose(
     ... ).shape
     (2, 14, 8)
     """
-    inputs, kernel = jnp.asarray(inputs), jnp.asarray(kernel)
+    inputs, kernel = functional.as_array("inputs", inputs), functional.as_array("kernel", kernel)
     rank = kernel.ndim - 2
     if inputs.ndim <= rank:
         raise ValueError(
@@ -66,9 +66,8 @@ def conv_transpose(
             f"inputs must have {c_in} channels, as the kernel of shape {kernel.shape} has, "
             f"got shape {inputs.shape}"
         )
-    strides = geometry.per_axis("strides", 1 if strides is None else strides, rank)
-    dilation = 1 if kernel_dilation is None else kernel_dilation
-    dilation = geometry.per_axis("kernel_dilation", dilation, rank)
+    strides = per_axis("strides", strides, rank)
+    dilation = per_axis("kernel_dilation", kernel_dilation, rank)
     span = tuple(map(geometry.dilated, kernel.shape[:-2], dilation))
     circular = isinstance(padding, str) and padding == "CIRCULAR"
     spatial = inputs.shape[-1 - rank : -1]
@@ -114,6 +113,15 @@ def kernel_shape(
         raise ValueError(f"kernel_size must have 1 to 3 spatial axes, got {kernel_size!r}")
     channels = (features, in_features) if transpose_kernel else (in_features, features)
     return (*geometry.per_axis("kernel_size", kernel_size, rank), *channels)
+
+
+def per_axis(name: str, value: Ints | None, rank: int) -> tuple[int, ...]:
+    """Strides or dilations, one for each of `rank` axes; `None` is 1.
+
+    >>> per_axis("strides", None, rank=2), per_axis("strides", 2, rank=2)
+    ((1, 1), (2, 2))
+    """
+    return geometry.per_axis(name, 1 if value is None else value, rank)
 
 
 def in_features(inputs: jax.typing.ArrayLike) -> int:

@@ -49,16 +49,17 @@ def conv_transpose(
         spatial axes, 1 to 3.
       strides: output pixels per input pixel, for all axes or one per spatial axis.
       padding: what to crop from the full output, in which every product has its place; `n` input
-        pixels and a kernel that spans `K` make `(n - 1) * stride + K`. `"valid"` crops nothing, and
-        adds `stride - K` zeros at the end where that is positive. `"same"` leaves `n * stride`
-        pixels and crops the smaller half in front, `"same_lower"` the larger half, and `"causal"`
-        all at the end; `"circular"` adds to either end what `"same"` would crop at the other. Or
-        how many pixels: an integer, or an integer or `(lo, hi)` pair for each spatial axis.
+        pixels and a kernel that spans `K` make `(n - 1) * stride + K`. `"valid"` crops nothing,
+        `"same"` leaves `n * stride` pixels and crops the smaller half in front, `"same_lower"` the
+        larger half, and `"causal"` all at the end; `"circular"` adds to either end what `"same"`
+        would crop at the other. All of them add zeros at the end where the full output has less
+        than `n * stride` pixels. Or how many pixels to crop: an integer, or an integer or
+        `(lo, hi)` pair for each spatial axis.
       output_padding: how many pixels longer the output is than with 0; less than
         `max(stride, dilation)`. With explicit padding and `"valid"` they come at the end. With
         `"same"` and `"same_lower"` the output has
         `(n - 1) * stride + K - 2 * (K // 2) + output_padding` pixels, as in Keras, instead of
-        `n * stride`.
+        `n * stride`. `"causal"` and `"circular"` take none.
       output_size: the output's spatial size, instead of `output_padding`; symbolic where that of
         `x` is.
       dilation_rate: output pixels from one kernel tap to the next.
@@ -84,7 +85,7 @@ def conv_transpose(
     >>> conv_transpose(x, kernel, strides=2, padding="same").shape
     (2, 14, 10, 8)
     """
-    x, kernel = _array("x", x), _array("kernel", kernel)
+    x, kernel = as_array("x", x), as_array("kernel", kernel)
     rank, last = _rank(kernel), _channels_last(data_format)
     padding = geometry.canonical_padding(padding, rank)
     spatial, channels = _spatial_and_channels("x", x, rank, last)
@@ -150,7 +151,7 @@ def conv(
     >>> conv(y, kernel, strides=2, padding="same").shape
     (2, 7, 5, 3)
     """
-    y, kernel = _array("y", y), _array("kernel", kernel)
+    y, kernel = as_array("y", y), as_array("kernel", kernel)
     rank, last = _rank(kernel), _channels_last(data_format)
     padding = geometry.canonical_padding(padding, rank)
     spatial, channels = _spatial_and_channels("y", y, rank, last)
@@ -316,7 +317,7 @@ def _uncropped(g: Geometry) -> Geometry:
 
 
 def _wrap(full: jax.Array, g: Geometry) -> jax.Array:
-    """Add what hangs over the end to the start: `y[j]` sums all `i = j + lo` mod `n s`."""
+    """Add what hangs over the end to the start: pixel `i` to `i - lo` modulo `n s`."""
     for axis, (size, lo) in enumerate(zip(g.output_size, g.crop, strict=True), start=1):
         turns = geometry.cdiv(full.shape[axis], size)
         end = [(0, 0)] * full.ndim
@@ -382,7 +383,8 @@ def check_lowering(name: Any) -> str:
     return name
 
 
-def _array(name: str, a: Any) -> jax.Array:
+def as_array(name: str, a: Any) -> jax.Array:
+    """A JAX array of what is an array of numbers; raises a TypeError if it is not."""
     check_array(name, a)
     if getattr(a.dtype, "kind", None) not in ("O", "S", "U"):  # which JAX cannot hold
         a = jnp.asarray(a)
@@ -465,7 +467,8 @@ def _result_dtype(dtype: Any, x: jax.Array, kernel: jax.Array) -> Any:
         wanted = jnp.dtype(dtype)
     except TypeError:
         raise TypeError(f"preferred_element_type must be a dtype, got {dtype!r}") from None
-    by_default = dtype in (int, float, complex)  # of whatever width JAX has them
+    # Of whatever width JAX has them; dtypes are equal to these, too.
+    by_default = any(dtype is kind for kind in (int, float, complex))
     dtype = jax.dtypes.canonicalize_dtype(wanted)
     if dtype != wanted and not by_default:
         warnings.warn(

@@ -49,11 +49,11 @@ def conv_transpose(
         `dimension_numbers` gives; by default channels last.
       rhs: the kernel, by default `(*kernel_size, c_in, c_out)`. Operands of different dtypes
         are promoted.
-      strides: one integer per spatial axis.
-      padding: `"SAME"`, `"VALID"`, or per spatial axis a pair by which to pad the dilated
-        input; pads may be negative. Any other name that `jax.lax` knows is taken for the padding of
-        a convolution, as there, and goes without strides.
-      rhs_dilation: `None`, or one integer per spatial axis.
+      strides: one integer per spatial axis, or one for all.
+      padding: `"SAME"`, `"VALID"`, or per spatial axis a pair by which to pad the dilated input, or
+        an integer for both ends; pads may be negative. Any other name that `jax.lax` knows is taken
+        for the padding of a convolution, as there, and goes without strides.
+      rhs_dilation: `None`, one integer per spatial axis, or one for all.
       dimension_numbers: `None`, three strings such as `("NCHW", "OIHW", "NCHW")`, or a
         `jax.lax.ConvDimensionNumbers`. Strides, pads and dilations follow the spatial axes in
         the kernel's order.
@@ -78,12 +78,7 @@ def conv_transpose(
     >>> conv_transpose(x, kernel, (2, 2), [(1, 2), (0, 3)]).shape
     (2, 12, 9, 8)
     """
-    functional.check_array("lhs", lhs)
-    functional.check_array("rhs", rhs)
-    lhs, rhs = jnp.asarray(lhs), jnp.asarray(rhs)
-    for name, operand in (("lhs", lhs), ("rhs", rhs)):
-        if not jnp.issubdtype(operand.dtype, jnp.number):
-            raise TypeError(f"{name} must hold numbers, got dtype {operand.dtype}")
+    lhs, rhs = functional.as_array("lhs", lhs), functional.as_array("rhs", rhs)
     rank = lhs.ndim - 2
     if rhs.ndim != lhs.ndim or not 1 <= rank <= 3:
         raise ValueError(

@@ -364,6 +364,8 @@ class ConvTranspose(nnx.Module):
         )
         flax_layer.check_mask(mask, self.kernel_shape)
         self.kernel_size = self.kernel_shape[:-2]
+        for name, value in (("strides", strides), ("kernel_dilation", kernel_dilation)):
+            flax_layer.per_axis(name, value, len(self.kernel_size))  # raises if it is none
         self.strides = _hashable(strides)
         self.padding = _hashable(padding)
         self.kernel_dilation = _hashable(kernel_dilation)
@@ -521,5 +523,5 @@ def _is_variable(node: Any) -> bool:
 
 
 def _hashable(value: Any) -> Any:
-    """The same with tuples for lists, as nnx's static attributes must be."""
-    return tuple(map(_hashable, value)) if isinstance(value, list | tuple) else value
+    """The same with tuples for lists and arrays, as nnx's static attributes must be."""
+    return tuple(map(_hashable, value)) if geometry.is_sequence(value) else value
