@@ -19,7 +19,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from upconv import auto, geometry
-from upconv.auto.layer import CONVOLUTIONS, Ways
+from upconv.auto.problem import CONVOLUTIONS, Ways
 from upconv.bench.layers import LAYERS
 from upconv.bench.peers import ELSEWHERE, ON_JAX, OURS, TORCH
 from upconv.bench.report import number

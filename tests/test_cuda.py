@@ -26,7 +26,7 @@ from checks import (
     limited,
     with_gradients,
 )
-from upconv.auto.layer import CONVOLUTIONS
+from upconv.auto.problem import CONVOLUTIONS
 
 
 @pytest.mark.parametrize("limits", [OF_CUDA, OF_CUDA_AS_IF_LARGE], ids=["as they are", "as large"])

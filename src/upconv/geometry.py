@@ -95,9 +95,24 @@ class Geometry:
         return tuple(n + q - 1 for n, q in zip(self.input_size, self.phase_taps, strict=True))
 
     @property
+    def met_strides(self) -> tuple[int, ...]:
+        """In how many of the strides that a kernel spans it has taps."""
+        return tuple(map(min, self.kernel_size, self.phase_taps))
+
+    @property
     def full_size(self) -> tuple[Size, ...]:
         """`F`: the length of the output before cropping."""
         return tuple(map(full_length, self.input_size, self.span, self.strides))
+
+    @property
+    def stride_pads(self) -> tuple[tuple[Size, Size], ...]:
+        """Per axis, what fills the output up to `m` whole strides."""
+        return tuple(
+            (lo, m * s - lo - out)
+            for lo, m, s, out in zip(
+                self.crop, self.full_strides, self.strides, self.output_size, strict=True
+            )
+        )
 
     @property
     def pads(self) -> tuple[tuple[Size, Size], ...]:
@@ -138,7 +153,7 @@ def integer(name: str, value: Any, *, minimum: int | None = None, rule: str = "a
             raise TypeError
         value = operator.index(value)
     except TypeError:
-        # Every array has an __index__, which raises but for single integers.
+        # Arrays have an __index__, too; it raises unless they hold one integer.
         what = f"{value!r} ({type(value).__name__})"
         raise TypeError(f"{name} must be {rule}, got {what}") from None
     if minimum is not None and value < minimum:
@@ -244,7 +259,7 @@ def _count(n: int, one: str, many: str | None = None) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Axis:
+class _PaddedAxis:
     """One spatial axis, and the rules of each padding on it."""
 
     index: int
@@ -401,12 +416,12 @@ def strided(
     return _geometry(axes, output, input_size, groups)
 
 
-def _axes(kernel_size: Any, strides: Any, padding: Any, dilation_rate: Any) -> list[_Axis]:
+def _axes(kernel_size: Any, strides: Any, padding: Any, dilation_rate: Any) -> list[_PaddedAxis]:
     rank = len(kernel_size)
     kernel_size = per_axis("kernel_size", kernel_size, rank)
     padding = canonical_padding(padding, rank)
     return [
-        _Axis(i, *axis)
+        _PaddedAxis(i, *axis)
         for i, axis in enumerate(
             zip(
                 kernel_size,
@@ -420,7 +435,7 @@ def _axes(kernel_size: Any, strides: Any, padding: Any, dilation_rate: Any) -> l
 
 
 def _geometry(
-    axes: Sequence[_Axis], inputs: Sequence[Size], outputs: Sequence[Size], groups: int
+    axes: Sequence[_PaddedAxis], inputs: Sequence[Size], outputs: Sequence[Size], groups: int
 ) -> Geometry:
     def each(field: str) -> tuple[int, ...]:
         return tuple(getattr(axis, field) for axis in axes)

@@ -27,7 +27,7 @@ __all__ = ["Activation", "Ints", "Layer", "Parameter"]
 Ints = int | Sequence[int]
 Activation = Callable[[jax.Array], jax.Array]
 
-# An input so long that no crop leaves nothing of the output: arguments are checked against it.
+# An input so long that every crop leaves some of the output: arguments are checked against it.
 LONG = 1 << 62
 
 

@@ -162,7 +162,7 @@ class _ConvTranspose(nn.Module):
             def initial() -> jax.Array:
                 return parameter.initial(self.make_rng("params"), self.param_dtype, meta.unbox)
 
-            value = self.variable("non_trainable", name, initial).value
+            value = self.variable(self._collection, name, initial).value
             if jnp.shape(value) != parameter.shape:
                 raise ValueError(
                     f"the {name} of {self.scope_name!r} must have the shape {parameter.shape}, "
@@ -170,7 +170,7 @@ class _ConvTranspose(nn.Module):
                 )
             return value
 
-        if self.has_variable("params", name):
+        if self.has_variable(self._collection, name):
             # Flax compares shapes, for which it would trace the initializer at every call.
             return self.param(name, lambda key: jnp.zeros(parameter.shape, self.param_dtype))
 

@@ -1,4 +1,4 @@
-"""What a layer declares of one parameter, and how parameters are called.
+"""What a layer declares of one parameter, and how parameters are named.
 
 Layers declare rules and `upconv.transforms` carries them out. Neither imports the other: a plain
 dictionary from parameter path to `Rule` is all that passes between them.

@@ -14,11 +14,11 @@ from typing import Any
 import jax.numpy as jnp
 
 from upconv.auto import cpu, cuda
-from upconv.auto.layer import CONVOLUTIONS, PRODUCTS, Layer, Ways
+from upconv.auto.problem import CONVOLUTIONS, PRODUCTS, Problem, Ways
 from upconv.geometry import Geometry, Size
 
 # By the platform that a computation is lowered for.
-RULES: dict[str, Callable[[Layer], Ways]] = {"cpu": cpu.ways, "cuda": cuda.ways}
+RULES: dict[str, Callable[[Problem], Ways]] = {"cpu": cpu.ways, "cuda": cuda.ways}
 
 # Stands for the platform where XLA's partitioner splits a map over several devices.
 PARTITIONED = "partitioned"
@@ -59,7 +59,7 @@ def ways(
     symbolic = not isinstance(batch, int)
     batch = USUAL_BATCH if symbolic else batch
     filters, channels = kernel_shape[-2:]
-    found = RULES[platform](Layer(g, batch, filters, channels // g.groups, jnp.dtype(dtype)))
+    found = RULES[platform](Problem(g, batch, filters, channels // g.groups, jnp.dtype(dtype)))
     if symbolic and found.correlate_kernel not in UNCUT:
         return found._replace(correlate_kernel="matmul" if g.groups > 1 else "backward_filter")
     return found

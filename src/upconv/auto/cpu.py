@@ -15,7 +15,7 @@ import math
 import jax.numpy as jnp
 import jaxlib
 
-from upconv.auto.layer import PRODUCTS, Layer, Ways
+from upconv.auto.problem import PRODUCTS, Problem, Ways
 
 # Since jaxlib 0.11 YNNPACK's kernel for convolutions of two dimensions uses all cores.
 PARALLEL_YNNPACK = jaxlib.version.__version_info__ >= (0, 11)
@@ -93,7 +93,7 @@ MANY_TAPS = 256
 MANY_SUMS = 27
 
 # So many groups fill a vector, or half of one with AVX-512. They are narrow if no more pairs of a
-# channel and a filter are in one of them than these; the second if there are twice as many groups.
+# channel and a filter are in one of them than these; than the last, from twice as many groups on.
 MANY_GROUPS, FEW_PAIRS, FEW_PAIRS_OF_MORE = 8, 36, 64
 
 # Products of so few bytes are worth their memory whatever the operands are; in three dimensions,
@@ -107,16 +107,13 @@ SMALL_WINDOWS = 8 << 20
 # than computing them.
 FRESH = 32 << 20
 
-# The same of what blocks give, and of windows.
-FRESH_BLOCKS = FRESH_WINDOWS = FRESH
-
 # Products and results that T may make for each number of its operands and of their gradients.
 MEMORY = 4
 
 # ------------------------------------------------------------------ rules
 
 
-def ways(a: Layer) -> Ways:
+def ways(a: Problem) -> Ways:
     """The way that each map takes."""
     found = _fastest(a)
     added = found.conv_transpose in ("matmul", "plane_products", "elementwise")
@@ -126,7 +123,7 @@ def ways(a: Layer) -> Ways:
     return found
 
 
-def _fastest(a: Layer) -> Ways:
+def _fastest(a: Problem) -> Ways:
     """The ways, however long they take to compile."""
     if jnp.issubdtype(a.dtype, jnp.integer):
         return PRODUCTS  # XLA:CPU has only naive loops for the convolutions: 0.1 for int32
@@ -137,7 +134,7 @@ def _fastest(a: Layer) -> Ways:
     return Ways(_conv_transpose(a), _conv(a), _correlate_kernel(a))
 
 
-def _of_groups(a: Layer) -> Ways:
+def _of_groups(a: Problem) -> Ways:
     """Other ways than convolutions of groups, for which XLA:CPU has only naive loops."""
     if a.filters == a.channels == 1:
         # Windows would be moved before they are multiplied. 8x64x64x64, 4x4 / 2: C 0.1, G 0.03;
@@ -150,7 +147,7 @@ def _of_groups(a: Layer) -> Ways:
     return _of_narrow_groups(a, found)
 
 
-def _of_narrow_groups(a: Layer, found: Ways) -> Ways:
+def _of_narrow_groups(a: Problem, found: Ways) -> Ways:
     """The same, but products of numbers where matrices would have few rows and columns.
 
     88 layers of 8 to 64 groups with 2 to 36 pairs, drawn at random: C 0.26, T 0.4, as geometric
@@ -174,7 +171,7 @@ def _of_narrow_groups(a: Layer, found: Ways) -> Ways:
     return found
 
 
-def _elementwise_transpose(a: Layer) -> str:
+def _elementwise_transpose(a: Problem) -> str:
     """By phases at stride 1, where there is only one, and where many products meet."""
     g = a.g
     # Phases of dilated taps cannot be taken by themselves.
@@ -184,44 +181,44 @@ def _elementwise_transpose(a: Layer) -> str:
     return "elementwise_phases" if max(g.strides) == 1 or phases else "elementwise"
 
 
-def _phases_are_more(a: Layer) -> bool:
+def _phases_are_more(a: Problem) -> bool:
     """Whether the phases of filters are twice as many as channels, or more."""
     return math.prod(a.g.strides) * a.filters >= 2 * a.channels
 
 
-def _is_modest(a: Layer) -> bool:
+def _is_modest(a: Problem) -> bool:
     """Whether products and result are few beside T's operands and the gradients of those."""
     operands = a.pixels * a.channels + a.taps * a.filters * a.channels
     return _temporaries(a) <= MEMORY * 2 * operands
 
 
-def _fits(a: Layer) -> bool:
+def _fits(a: Problem) -> bool:
     """Whether products and result are modest, and too small to be `FRESH` memory."""
     return _is_modest(a) and _temporaries(a) * _itemsize(a) < FRESH
 
 
-def _is_small(a: Layer) -> bool:
+def _is_small(a: Problem) -> bool:
     """Whether the products are worth their memory."""
     return a.products * _itemsize(a) <= SMALL_PRODUCT or _fits(a)
 
 
-def _temporaries(a: Layer) -> int:
+def _temporaries(a: Problem) -> int:
     """What T by a product of matrices makes: products, and their sums."""
     return a.products + a.batch * math.prod(a.g.output_size) * a.filters
 
 
-def _of_phase(a: Layer) -> int:
+def _of_phase(a: Problem) -> int:
     """What T of volumes by products makes for a phase of depth: products, and their sums."""
     sums = _temporaries(a) - a.products
     return a.products // a.g.kernel_size[0] + sums // a.g.strides[0]
 
 
-def _itemsize(a: Layer) -> int:
+def _itemsize(a: Problem) -> int:
     """Bytes of a product, which has 32 bits where operands have 16."""
     return max(a.dtype.itemsize, 4)
 
 
-def _conv_transpose(a: Layer) -> str:
+def _conv_transpose(a: Problem) -> str:
     g = a.g
     if a.overlap == 1:
         # No two products meet. 2x64x64x128 -> 64, 2x2 / 2: 0.65. 64x1x1x100 -> 512, 4x4: 0.2, where
@@ -253,7 +250,7 @@ def _conv_transpose(a: Layer) -> str:
     return "phases" if apart else "subpixel"
 
 
-def _transpose_at_stride_1(a: Layer) -> str:
+def _transpose_at_stride_1(a: Problem) -> str:
     # To 4 filters and fewer: 0.2. 64 channels to 6: 0.4, to 16: 0.7. But 128 to 64: 1.1, and 32 to
     # 32: 1.5.
     few = a.filters <= FEW_FILTERS
@@ -281,7 +278,7 @@ def _transpose_at_stride_1(a: Layer) -> str:
     return "planes" if a.g.rank == 3 or rows else "input_dilation"
 
 
-def _transpose_in_3d(a: Layer) -> str:
+def _transpose_in_3d(a: Problem) -> str:
     if _fits(a) or a.products * _itemsize(a) <= SMALL_IN_3D:
         # 8x8x8x128 -> 64, 3x3x3 / 2: 0.55; 2x4x4x4x128 -> 64: 0.75; 32x4x4x4x24 -> 12: 0.45.
         return "matmul"
@@ -293,7 +290,7 @@ def _transpose_in_3d(a: Layer) -> str:
     return "plane_products" if pays and a.g.strides[0] <= MANY_PHASES else "planes"
 
 
-def _conv(a: Layer) -> str:
+def _conv(a: Problem) -> str:
     g = a.g
     if g.rank == 3:
         # 12x12x12x64 -> 32, 3x3x3 / 2: 0.4.
@@ -317,14 +314,14 @@ def _conv(a: Layer) -> str:
     return "planes" if a.filters <= FEW_FILTERS or (a.filters <= GATHERED and many) else "strided"
 
 
-def _is_sparse(a: Layer) -> bool:
+def _is_sparse(a: Problem) -> bool:
     # Few filters, whose windows do not overlap. C of 2x28x28x28x24 -> 2, 2x2x2 / 2: 0.45; of
     # 4x7x7x7x512 -> 1, 3x3x3 / 4: 0.7. G: 0.35; 0.75. But C of 14x14x14x128 -> 12, 2x2x2 / 2: 1.4,
     # and 0.75 with jaxlib 0.12.
     return a.filters <= FEW_FILTERS and a.overlap == 1
 
 
-def _blocks_pay(a: Layer) -> bool:
+def _blocks_pay(a: Problem) -> bool:
     # 16x16x21 -> 21, 32x32 / 16: 0.6. 32x32x3 -> 64, 4x4 / 2: 0.35; 32x32x16 -> 64: 0.7. But the
     # last with 3x3, which is filled up: 1.2.
     g = a.g
@@ -339,13 +336,13 @@ def _blocks_pay(a: Layer) -> bool:
     # 8x16x16x16 -> 64, 4x4 / 2, with jaxlib 0.12: 1.1; 64x14x14x8 -> 48, 5x5 / 2: 1.6.
     minds = a.filters <= NARROW or not PARALLEL_YNNPACK
     # 16x96x96x8 -> 16, 5x5: 2.6.
-    little = a.batch * full * a.overlap * a.channels * _itemsize(a) < FRESH_BLOCKS
+    little = a.batch * full * a.overlap * a.channels * _itemsize(a) < FRESH
     return narrow and large and whole and minds and little and a.overlap > 1
 
 
-def _gathering_pays(a: Layer) -> bool:
+def _gathering_pays(a: Problem) -> bool:
     """Whether G of few filters takes windows, which hardly overlap."""
-    fresh = a.products * _itemsize(a) >= FRESH_WINDOWS
+    fresh = a.products * _itemsize(a) >= FRESH
     if fresh or a.filters > FEW_FILTERS or max(a.g.phase_taps) > 2:
         # 96x96x56 -> 1, 9x9 / 3: 1.6; 64x64x64x16 -> 3, 4x4 / 2: 2.9.
         return False
@@ -357,7 +354,7 @@ def _gathering_pays(a: Layer) -> bool:
     return a.filters == 1 or (few and many)
 
 
-def _correlate_kernel(a: Layer) -> str:
+def _correlate_kernel(a: Problem) -> str:
     if a.g.rank == 3:
         # XLA:CPU has no fast convolution of three dimensions. 12x12x12x64 -> 32, 3x3x3 / 2: 0.1.
         return "matmul" if _is_sparse(a) else "planes"

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from upconv.auto.layer import PRODUCTS, Layer, Ways
+from upconv.auto.problem import PRODUCTS, Problem, Ways
 
 # ------------------------------------------------------------------ limits
 
@@ -51,7 +51,7 @@ FEW_FILTERS = 32
 # ------------------------------------------------------------------ rules
 
 
-def ways(a: Layer) -> Ways:
+def ways(a: Problem) -> Ways:
     """The way that each map takes."""
     if jnp.issubdtype(a.dtype, jnp.integer):
         return PRODUCTS  # cuDNN's convolutions of integers are for inference
@@ -64,11 +64,11 @@ def ways(a: Layer) -> Ways:
     return Ways(_conv_transpose(a), _conv(a), _correlate_kernel(a))
 
 
-def _is_ragged(a: Layer) -> bool:
+def _is_ragged(a: Problem) -> bool:
     return a.filters % ALIGNED > 0 or a.channels % ALIGNED > 0
 
 
-def _conv_transpose(a: Layer) -> str:
+def _conv_transpose(a: Problem) -> str:
     grouped = a.g.groups > 1
     if max(a.g.strides) == 1:
         # 16x56x56x64 -> 3, 3x3: 0.25, 0.3. 16x56x56x128 -> 8, 5x5: 0.55, 0.55.
@@ -93,7 +93,7 @@ def _conv_transpose(a: Layer) -> str:
     return _by_planes(a, "input_dilation")  # 8x12x12x12x64 -> 32, 3x3x3 / 2: 0.55, 0.5
 
 
-def _conv(a: Layer) -> str:
+def _conv(a: Problem) -> str:
     sums = a.pixels * a.channels * a.g.groups
     long = a.taps * a.filters >= LONG_SUM and sums <= FEW_SUMS and a.overlap <= OVERLAP
     misfit = _is_ragged(a) or (a.g.groups > 1 and a.pixels <= FEW_PIXELS)
@@ -106,7 +106,7 @@ def _conv(a: Layer) -> str:
     return _by_planes(a, "strided")  # 12x12x12x64 -> 32, 3x3x3 / 2: 0.55, 0.5
 
 
-def _correlate_kernel(a: Layer) -> str:
+def _correlate_kernel(a: Problem) -> str:
     misfit = _is_ragged(a) or a.g.groups > 1 or a.g.rank == 3
     most = WINDOWS_OF_MISFITS if misfit else WINDOWS_OF_G
     if a.products <= most or max(a.g.dilation_rate) > 1:
@@ -119,6 +119,6 @@ def _correlate_kernel(a: Layer) -> str:
     return "backward_filter"
 
 
-def _by_planes(a: Layer, way: str) -> str:
+def _by_planes(a: Problem, way: str) -> str:
     """The way, or that of two dimensions, for which XLA has cuDNN's kernels keep channels last."""
     return "planes" if a.g.rank == 3 and a.g.groups == 1 else way

@@ -46,7 +46,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from upconv import auto
-from upconv.auto.layer import CONVOLUTIONS, PRODUCTS
+from upconv.auto.problem import CONVOLUTIONS, PRODUCTS
 from upconv.geometry import Geometry
 from upconv.lowering import depthwise, elementwise, filters, groups, products, transposed, windowed
 from upconv.lowering.convolution import convolve_planes
@@ -116,7 +116,7 @@ def _dtypes(common: Any, num: Numerics) -> tuple[Any, Any]:
         # Products of int8 whose sums were to be int32 came out doubled (jaxlib 0.11.2).
         total = total if total.itemsize >= 4 else jnp.dtype(jnp.int32)
         return total, total
-    # Only within a kind can XLA sum in more than it multiplies, and on CPU from 8 bits on.
+    # XLA sums in more than it multiplies only within one kind of number; on CPU, of 8 bits or more.
     narrow = num.platform == "cpu" and jax.dtypes.itemsize_bits(common) < 8
     alike = _kind(common) == _kind(total)
     return (common if alike and not narrow else total), total

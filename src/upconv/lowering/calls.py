@@ -1,4 +1,4 @@
-"""Calls that XLA keeps."""
+"""Calls that XLA does not inline."""
 
 from __future__ import annotations
 

@@ -12,13 +12,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from upconv.geometry import Geometry
+from upconv.geometry import Geometry, dilated
 from upconv.lowering import strips
 from upconv.lowering.axes import box, pad
 from upconv.lowering.calls import kept_apart
 from upconv.lowering.loops import repeat
 from upconv.lowering.numerics import Numerics, accumulator
-from upconv.lowering.phases import Run, split_phases
 
 # Strides that a kernel spans, beyond which one of an axis is taken after another. 4x28x28x96, 7x7,
 # which spans 49: 0.8, and 0.4 s to compile instead of 2.
@@ -37,7 +36,7 @@ def correlate_kernel(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> 
     w = w.transpose(*itertools.chain.from_iterable((a, r + a) for a in range(r)), 2 * r)
     w = w.reshape(*map(operator.mul, w.shape[: 2 * r : 2], g.strides), 1, w.shape[-1])
     apart = [1 if s == 1 else d for s, d in zip(g.strides, g.dilation_rate, strict=True)]
-    stops = [(k - 1) * d + 1 for k, d in zip(g.kernel_size, apart, strict=True)]
+    stops = map(dilated, g.kernel_size, apart)
     return lax.slice(w, (0,) * w.ndim, (*stops, *w.shape[r:]), (*apart, 1, 1)).astype(num.dtype)
 
 
@@ -47,7 +46,7 @@ def _of_strides(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> jax.A
     if math.prod(map(len, shifts)) > MANY_SHIFTS:
         return _shift_by_shift(x, y, g, num)
     # Apart, or XLA:CPU makes one sum of the two. 1x16x16x16x32, 4x4x4 / 2: 0.15.
-    sums = kept_apart(functools.partial(strips.in_strips, _sums, g=g, num=num))(x, y)
+    sums = kept_apart(functools.partial(strips.in_strips, _partial_sums, g=g, num=num))(x, y)
     w = lax.reduce_sum(sums, [1, *range(2, 2 * g.rank + 2, 2)])
     return w.reshape(*map(len, shifts), *w.shape[1:])
 
@@ -59,7 +58,7 @@ def _shift_by_shift(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> j
     s, out = g.strides[a], g.input_size[a] * g.strides[a]
     one = g.with_axis(a, kernel_size=s, dilation_rate=1, crop=0, output_size=out)
     ends = [(0, 0, 0)] * y.ndim
-    ends[1 + a] = (g.crop[a], g.full_strides[a] * s - g.crop[a] - y.shape[1 + a], 0)
+    ends[1 + a] = (*g.stride_pads[a], 0)
     y = pad(y, ends)
 
     def put(i: jax.Array, w: jax.Array) -> jax.Array:
@@ -72,7 +71,7 @@ def _shift_by_shift(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> j
     return repeat(len(shifts[a]), put, jnp.zeros(shape, x.dtype))
 
 
-def _sums(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
+def _partial_sums(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
     """Products of `(N, *n, C)` and `(N, *output, C)`, summed over equal parts of images and rows.
 
     What a kernel meets in one of the strides that it spans is taken together:
@@ -84,9 +83,11 @@ def _sums(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
     x = pad(x, [*parts.ends, *none])
     y = pad(y, [parts.ends[0], (0, 0, 0), *none])
     g = dataclasses.replace(g, input_size=x.shape[1:-1])
-    runs = [Run(0, 1, s, 0, m) for s, m in zip(g.strides, g.full_strides, strict=True)]
+    y = pad(y, [(0, 0, 0), *((*ends, 0) for ends in g.stride_pads), (0, 0, 0)])
+    strides = itertools.chain.from_iterable(zip(g.full_strides, g.strides, strict=True))
+    y = y.reshape(y.shape[0], *strides, y.shape[-1])
     # Without a barrier XLA:CPU slices again for some of the products. 8x64x64x64, 4x4 / 2: 0.4.
-    x, y = lax.optimization_barrier((x, split_phases(y, runs, g)))
+    x, y = lax.optimization_barrier((x, y))
     sizes = zip((parts.rows, *g.input_size[1:]), g.strides, strict=True)
     shape = (parts.images, *itertools.chain.from_iterable(sizes), x.shape[-1])
     axes = (0, *range(1, 2 * g.rank + 1, 2), 2 * g.rank + 1)

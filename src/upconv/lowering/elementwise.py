@@ -32,7 +32,7 @@ from upconv.lowering.products import overlap_add
 FEW_EDGES = 8
 
 
-class _Axis(NamedTuple):
+class _Moves(NamedTuple):
     """How a window moves: the first tap meets `size` pixels, `stride` apart, from `first` on."""
 
     first: int
@@ -100,10 +100,10 @@ def convolve(
     space, (*window, channels, _, _) = lhs.shape[1:-1], w.shape
     strides, dilation = strides or (1,) * rank, rhs_dilation or (1,) * rank
     axes = [
-        _Axis(-lo, s, windows(n + lo + hi, dilated(k, d), s), d)
+        _Moves(-lo, s, windows(n + lo + hi, dilated(k, d), s), d)
         for n, (lo, hi), s, d, k in zip(space, padding, strides, dilation, window, strict=True)
     ]
-    inside = math.prod(map(_Axis.inside, axes, window, space))
+    inside = math.prod(map(_Moves.inside, axes, window, space))
     few = math.prod(window) <= min(inside + FEW_EDGES, cpu.MANY_TERMS)
     if channels > 1 or not few or max(strides) == 1:  # 4x56x56x64, 3x3 / 1: 0.3.
         a = pad(a, [(0, 0, 0), *((lo, hi, 0) for lo, hi in padding), (0, 0, 0), (0, 0, 0)])
@@ -114,7 +114,7 @@ def convolve(
     return merge_last(move(y, -1, -2)).astype(num.dtype)
 
 
-def _sum_of_taps(a: jax.Array, w: jax.Array, axes: Sequence[_Axis]) -> jax.Array:
+def _sum_of_taps(a: jax.Array, w: jax.Array, axes: Sequence[_Moves]) -> jax.Array:
     """The products of what each tap of `(*window, in, out, groups)` meets, summed up."""
     *window, channels, out, groups = w.shape
     if math.prod(window) * channels > cpu.MANY_TERMS and max(window) > 1:
@@ -124,7 +124,7 @@ def _sum_of_taps(a: jax.Array, w: jax.Array, axes: Sequence[_Axis]) -> jax.Array
     # (1, out, groups) of each tap and channel
     weights = iter(lax.split(w.reshape(-1, out, groups), (1,) * (math.prod(window) * channels)))
     terms = []
-    for firsts in itertools.product(*map(_Axis.firsts, axes, window)):
+    for firsts in itertools.product(*map(_Moves.firsts, axes, window)):
         met = _pixels_met(a, firsts, axes)
         for of_channel in lax.split(met, (1,) * channels, met.ndim - 2):
             factor = lax.broadcast_in_dim(of_channel, sizes, every)
@@ -133,7 +133,7 @@ def _sum_of_taps(a: jax.Array, w: jax.Array, axes: Sequence[_Axis]) -> jax.Array
     return functools.reduce(lax.add, terms)
 
 
-def _tap_by_tap(a: jax.Array, w: jax.Array, axes: Sequence[_Axis]) -> jax.Array:
+def _tap_by_tap(a: jax.Array, w: jax.Array, axes: Sequence[_Moves]) -> jax.Array:
     """The same within a padded image, one tap of the window's longest axis after another.
 
     C of 1x32x32x64 in 64 groups, 16x16 / 8: 0.35, and 0.2 s to compile instead of 1.
@@ -142,7 +142,7 @@ def _tap_by_tap(a: jax.Array, w: jax.Array, axes: Sequence[_Axis]) -> jax.Array:
     longest = window.index(max(window))
     axis = axes[longest]
     alone = [*axes]
-    alone[longest] = _Axis(0, 1, axis.size, 1)
+    alone[longest] = _Moves(0, 1, axis.size, 1)
 
     def add(i: jax.Array, total: jax.Array) -> jax.Array:
         met = lax.dynamic_slice_in_dim(
@@ -160,7 +160,7 @@ def _tap_by_tap(a: jax.Array, w: jax.Array, axes: Sequence[_Axis]) -> jax.Array:
     return repeat(window[longest], add, jnp.zeros(sizes, a.dtype))
 
 
-def _pixels_met(a: jax.Array, firsts: Sequence[int], axes: Sequence[_Axis]) -> jax.Array:
+def _pixels_met(a: jax.Array, firsts: Sequence[int], axes: Sequence[_Moves]) -> jax.Array:
     """What a tap meets: pixels from `first` on; zeros outside the image."""
     starts, stops, ends = [], [], []
     for n, first, (_, s, size, _) in zip(a.shape[1:-2], firsts, axes, strict=True):
@@ -191,30 +191,30 @@ def correlate_kernel(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> 
     x = pad(x, [*parts.ends, *rest])
     g = dataclasses.replace(g, input_size=x.shape[1:-2])
     axes = [
-        _Axis(0, s, n, d) for s, n, d in zip(g.strides, g.input_size, g.dilation_rate, strict=True)
+        _Moves(0, s, n, d) for s, n, d in zip(g.strides, g.input_size, g.dilation_rate, strict=True)
     ]
     y = pad(y, [parts.ends[0], *((lo, hi, 0) for lo, hi in g.pads), (0, 0, 0), (0, 0, 0)])
     # A call to each tap, after which its sums are forgotten. 8x28x28x128 -> 128, 3x3 / 2, in 32
     # groups: 0.65.
     taps = [
         kept_apart(functools.partial(_of_tap, firsts=firsts, axes=axes, parts=parts))(x, y)
-        for firsts in itertools.product(*map(_Axis.firsts, axes, g.kernel_size))
+        for firsts in itertools.product(*map(_Moves.firsts, axes, g.kernel_size))
     ]
     w = jnp.stack(taps).reshape(*g.kernel_size, *taps[0].shape)
     return merge_last(move(w, -1, -2)).astype(num.dtype)
 
 
 def _of_tap(
-    x: jax.Array, y: jax.Array, firsts: Sequence[int], axes: Sequence[_Axis], parts: strips.Parts
+    x: jax.Array, y: jax.Array, firsts: Sequence[int], axes: Sequence[_Moves], parts: strips.Parts
 ) -> jax.Array:
     """G of one tap: `(co, ci, groups)`."""
     # Apart, or XLA:CPU makes one sum of the two.
-    sums = kept_apart(functools.partial(_sums, firsts=firsts, axes=axes, parts=parts))(x, y)
+    sums = kept_apart(functools.partial(_partial_sums, firsts=firsts, axes=axes, parts=parts))(x, y)
     return lax.reduce_sum(sums, range(sums.ndim - 3))
 
 
-def _sums(
-    x: jax.Array, y: jax.Array, firsts: Sequence[int], axes: Sequence[_Axis], parts: strips.Parts
+def _partial_sums(
+    x: jax.Array, y: jax.Array, firsts: Sequence[int], axes: Sequence[_Moves], parts: strips.Parts
 ) -> jax.Array:
     """Products of `x` and what a tap meets of `y`, summed over equal parts of images and rows.
 

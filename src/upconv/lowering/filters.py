@@ -1,4 +1,4 @@
-"""G as convolutions; of groups only by `backward_filter`."""
+"""G as convolutions. Only `backward_filter` takes groups."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from upconv.lowering import strips
 from upconv.lowering.axes import merge_first, merge_last, move, take_rows
 from upconv.lowering.convolution import convolve, prepared
 from upconv.lowering.numerics import Numerics
-from upconv.lowering.phases import all_phases, split_phases
+from upconv.lowering.phases import Run, all_phases, split_phases
 
 
 def backward_filter(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
@@ -103,7 +103,7 @@ def phase_filter(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> jax.
 
 def _phase_filter_at_once(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
     """`phase_filter` as one convolution."""
-    r, taps = g.rank, g.phase_taps
+    r = g.rank
     runs = [all_phases(g, axis) for axis in range(r)]
     y = split_phases(y, runs, g)
     # (N, pixels, stride, ..., co) to (*pixels, N, *strides, co)
@@ -112,9 +112,7 @@ def _phase_filter_at_once(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics
         x.transpose(r + 1, *range(1, r + 1), 0),
         y.reshape(*y.shape[: r + 1], math.prod(y.shape[r + 1 :])),
         num,
-        padding=[
-            (q - 1 - a.first, a.stop - n) for q, a, n in zip(taps, runs, g.input_size, strict=True)
-        ],
+        padding=list(map(Run.padding, runs, g.input_size, g.phase_taps)),
         strides=g.dilation_rate,
     )
     # (ci, *taps reversed, *strides and co) to (taps, stride, ..., co, ci)

@@ -1,4 +1,4 @@
-"""A loop of XLA's."""
+"""A counted loop of XLA's, which is compiled once."""
 
 from __future__ import annotations
 

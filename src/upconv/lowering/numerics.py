@@ -50,6 +50,6 @@ class Convolve(Protocol):
 
 
 def accumulator(dtype: Any) -> Any:
-    """The dtype that sums of products are kept in: 32 bits for those of 16."""
+    """The dtype that sums of products are kept in: float32 for narrower floats."""
     narrow = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
     return jnp.dtype(jnp.float32) if narrow else dtype

@@ -25,6 +25,10 @@ class Run(NamedTuple):
     first: Size
     stop: Size
 
+    def padding(self, n: Size, taps: int) -> tuple[Size, Size]:
+        """Of `n` inputs, for the convolution by `taps` of a phase that computes it."""
+        return taps - 1 - self.first, self.stop - n
+
 
 def all_phases(g: Geometry, axis: int) -> Run:
     """All phases of an axis together."""

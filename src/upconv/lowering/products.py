@@ -45,7 +45,7 @@ HALVED = range(256, 513)
 
 def _is_slow_to_compile(p: jax.Array, g: Geometry) -> bool:
     """Whether `overlap_add` of `(N, *n, *k, C)` is, unless channels are halved."""
-    added = math.prod(len(_taps_by_stride(g, a)) for a in range(g.rank))
+    added = math.prod(g.met_strides)
     return added == 4 and p.shape[-1] in HALVED and p.shape[-1] % 2 == 0 and p.dtype.itemsize == 4
 
 
@@ -173,7 +173,7 @@ def _sliced(y: jax.Array, g: Geometry, a: int) -> jax.Array:
     """The same, from slices of as many strides as there are input pixels."""
     axis, n, m, s = 1 + a, g.input_size[a], g.full_strides[a], g.strides[a]
     ends = [(0, 0, 0)] * y.ndim
-    ends[axis] = (g.crop[a], m * s - g.crop[a] - y.shape[axis], 0)
+    ends[axis] = (*g.stride_pads[a], 0)
     y = pad(y, ends)
     y = y.reshape(*y.shape[:axis], m, s, *y.shape[axis + 1 :])
     slices = [lax.slice_in_dim(y, i, i + n, axis=axis) for i in range(g.phase_taps[a])]

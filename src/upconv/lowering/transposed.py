@@ -12,7 +12,7 @@ from upconv.geometry import Geometry
 from upconv.lowering.axes import merge_last, move, pad, swapped
 from upconv.lowering.convolution import convolve
 from upconv.lowering.numerics import Convolve, Numerics
-from upconv.lowering.phases import all_phases, each_phase, interleave, phases_to_channels
+from upconv.lowering.phases import Run, all_phases, each_phase, interleave, phases_to_channels
 
 
 def input_dilation(x: jax.Array, w: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
@@ -82,10 +82,7 @@ def subpixel(
             phases_to_channels(swapped(part, close), close),
             num,
             rhs_dilation=apart,
-            padding=[
-                (q - 1 - a.first, a.stop - n)
-                for q, a, n in zip(h.phase_taps, run, g.input_size, strict=True)
-            ],
+            padding=list(map(Run.padding, run, g.input_size, h.phase_taps)),
             groups=g.groups,
         )
         z = z.reshape(*z.shape[:-1], g.groups, *h.strides, w.shape[-2])

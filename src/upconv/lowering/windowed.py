@@ -43,12 +43,11 @@ def blocks(y: jax.Array, w: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
     w = split_groups(split_strides(w, 0, g), g.groups)
     # (taps, stride, ..., co, groups, ci) to (*strides, co, groups, *taps, ci)
     w = w.transpose(*range(1, 2 * r, 2), 2 * r, 2 * r + 1, *range(0, 2 * r, 2), 2 * r + 2)
-    sizes = zip(g.crop, g.full_strides, g.strides, g.output_size, strict=True)
     z = convolve(
         y,
         w.reshape(*w.shape[: r + 1], math.prod(w.shape[r + 1 :])),
         num._replace(dtype=accumulator(num.dtype)),
-        padding=[(lo, m * s - lo - out) for lo, m, s, out in sizes],
+        padding=g.stride_pads,
         strides=g.strides,
         groups=g.groups,
         stretched=True,

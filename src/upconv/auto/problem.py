@@ -23,8 +23,8 @@ PRODUCTS = Ways("matmul", "matmul", "matmul")
 
 
 @dataclasses.dataclass(frozen=True)
-class Layer:
-    """The sizes of a layer whose maps are to be computed.
+class Problem:
+    """What is to be computed: the sizes of a layer, whose maps the rules give ways for.
 
     Attributes:
       g: the geometry.
@@ -48,23 +48,23 @@ class Layer:
 
     @property
     def pixels(self) -> int:
-        """Of all inputs."""
+        """Of all images of `x`."""
         return self.batch * math.prod(self.g.input_size)
 
     @property
     def taps(self) -> int:
-        """Of a kernel."""
+        """Of the kernel."""
         return math.prod(self.g.kernel_size)
 
     @property
     def overlap(self) -> int:
-        """In how many windows a pixel of the output lies, at most."""
+        """The strides that a kernel spans: undilated, the windows that a pixel lies in at most."""
         return math.prod(self.g.phase_taps)
 
     @property
     def parts(self) -> int:
-        """The strides that a kernel spans, or its taps where those are fewer."""
-        return math.prod(map(min, self.g.kernel_size, self.g.phase_taps))
+        """The strides that a kernel spans and has taps in."""
+        return math.prod(self.g.met_strides)
 
     @property
     def products(self) -> int:
