@@ -592,8 +592,8 @@ MUTATIONS = [
     Mutation(
         "windows of the image start at its edge",
         "lowering/products",
-        "ends[axis] = (g.crop[a], m * s - g.crop[a] - y.shape[axis], 0)",
-        "ends[axis] = (0, m * s - y.shape[axis], 0)",
+        "ends[axis] = (*g.stride_pads[a], 0)",
+        "ends[axis] = (0, sum(g.stride_pads[a]), 0)",
         CASES,
     ),
     Mutation(
@@ -718,8 +718,8 @@ MUTATIONS = [
     Mutation(
         "a window of phases moves to where a dilated kernel has no tap",
         "lowering/filters",
-        "        ],\n        strides=g.dilation_rate,",
-        "        ],\n        strides=(1,) * r,",
+        "g.phase_taps)),\n        strides=g.dilation_rate,",
+        "g.phase_taps)),\n        strides=(1,) * r,",
         ("test_functional", "test_case and dilation"),
     ),
     Mutation(
@@ -895,7 +895,7 @@ MUTATIONS = [
     Mutation(
         "a frozen layer has parameters",
         "linen",
-        'value = self.variable("non_trainable", name, initial).value',
+        "value = self.variable(self._collection, name, initial).value",
         "value = self.param(name, lambda _: initial())",
         ("test_linen", "trainable_false"),
     ),

@@ -325,6 +325,14 @@ def test_rows_are_channels_of_few(
     assert_maps(results, case, args, C * eps(np.float32))
 
 
+def operations(case: Case, name: str = "auto") -> int:
+    """How many there are in the program of all three maps."""
+    shapes = case.x_shape, case.kernel_shape, case.y_shape
+    args = [jax.ShapeDtypeStruct(shape, "float32") for shape in shapes]
+    text = jax.jit(with_gradients(layer(case, name))).lower(*args).as_text()
+    return text.count("stablehlo.")
+
+
 class TestReach:
     """A lowering that no case reaches by value would be one that nobody has tried."""
 
@@ -370,11 +378,13 @@ class TestReach:
         Of a depthwise layer there are as many products as a row of its kernel has taps, of some ten
         operations each, in all three maps.
         """
-        shapes = case.x_shape, case.kernel_shape, case.y_shape
-        args = [jax.ShapeDtypeStruct(shape, "float32") for shape in shapes]
-        text = jax.jit(with_gradients(layer(case))).lower(*args).as_text()
         products = 3 * case.kernel_size[-1] if case.groups == case.c_in else 0
-        assert text.count("stablehlo.") < 150 + 10 * products
+        assert operations(case) < 150 + 10 * products
+
+    def test_taps_far_apart_are_soon_compiled(self) -> None:
+        """By products windows are gathered: there is no slice for each stride that is spanned."""
+        case = Case("far", (50,), (3,), padding="same", c_in=4, c_out=2, dilation_rate=128)
+        assert operations(case, "matmul") < 60
 
     @pytest.mark.parametrize(("c_out", "halved"), [(192, False), (256, True), (257, False)])
     def test_overlaps_of_many_filters_are_soon_compiled(
