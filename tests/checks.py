@@ -50,7 +50,7 @@ AS_IF_LARGE: Limits = {
         "MANY_CHANNELS": 8,
         "MANY_PRODUCTS": 8,
         "MANY_MEET": 4,
-        "MANY_MULTIPLICATIONS": 0,
+        "PRODUCTS_OF_GROUPS": (0, 0, 0),
         "MANY_TERMS": 8,
     },
     xla_convolution: {"EIGEN_TAKES": 2, "EIGEN_GIVES": 2, "EIGEN_PRODUCTS": 4},

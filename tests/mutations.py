@@ -746,8 +746,8 @@ MUTATIONS = [
     Mutation(
         "the products of a long kernel are added up",
         "auto/cpu",
-        "a.parts > MANY_PARTS",
-        "a.parts > 9 * MANY_PARTS",
+        "a.overlap > MANY_PARTS",
+        "a.overlap > 9 * MANY_PARTS",
         ("test_functional", "soon_compiled"),
     ),
     Mutation(

@@ -345,7 +345,8 @@ class TestReach:
         for name in LOWERINGS:
             # By name a lowering is the same for every shape; "auto" is not.
             lower(name, FEW)
-        with limited({cpu: {"SMALL_PRODUCT": 0, "SMALL_IN_3D": 0, "MEMORY": 0}}):
+        small = {"SMALL_PRODUCT": 0, "SMALL_IN_3D": 0, "MEMORY": 0}
+        with limited({cpu: {**small, "PRODUCTS_OF_GROUPS": (0, 0, 0)}}):
             lower("auto", CASES)
         with limited(OF_CUDA_AS_IF_LARGE):  # as in `test_cuda.py`
             lower("auto", CASES)

@@ -74,12 +74,13 @@ MANY_PHASES = 9
 # of 8x8x8x4 -> 4 in 2 groups, 7x7x7, take 0.7 s, and 0.15 of the time of a convolution.
 MANY_PARTS = 350
 
-# From so many products that are added up, one group after another is faster; and beyond, so is T of
-# narrow groups phase by phase.
+# Beyond so many products that are added up, T of narrow groups is faster phase by phase.
 MANY_MEET = 9
 
-# From so many multiplications, of all groups, it always is.
-MANY_MULTIPLICATIONS = 8 << 20
+# One group after another is faster where so many products are added up, by T or by C; and from so
+# many products of all groups for T, numbers in windows for C and for G.
+ADDED_OF_GROUPS = 6
+PRODUCTS_OF_GROUPS = 2 << 20, 1 << 20, 256 << 10
 
 # Terms of a sum for every number of an array, up to which XLA:CPU's compiler uses vectors. A
 # depthwise C of 4x1024x64 with 125 taps takes 5.5 times as long as one with 124.
@@ -117,7 +118,7 @@ def ways(a: Problem) -> Ways:
     """The way that each map takes."""
     found = _fastest(a)
     added = found.conv_transpose in ("matmul", "plane_products", "elementwise")
-    if added and a.parts > MANY_PARTS:
+    if added and a.overlap > MANY_PARTS:
         way = "one_by_one" if a.g.groups > 1 else "planes" if a.g.rank == 3 else "subpixel"
         return found._replace(conv_transpose=way)
     return found
@@ -140,11 +141,14 @@ def _of_groups(a: Problem) -> Ways:
         # Windows would be moved before they are multiplied. 8x64x64x64, 4x4 / 2: C 0.1, G 0.03;
         # 4x28x28x96, 7x7: T 0.03, C 0.02, G 0.05; 4x128x128x3, 4x4 / 2: C and G 0.3.
         return Ways(_elementwise_transpose(a), "elementwise", "depthwise")
-    # 267 layers of 2 to 64 groups of 1 to 32 channels and filters: T 0.7, C 0.65, G 0.6, as
-    # geometric means. 8 groups of 32x32x256 -> 128, 3x3 / 2: 0.6, 0.45, 0.5, and 0.1 of the memory.
-    pays = a.overlap >= MANY_MEET or a.products * a.channels >= MANY_MULTIPLICATIONS
-    found = Ways("one_by_one", "one_by_one", "one_by_one") if pays else PRODUCTS
-    return _of_narrow_groups(a, found)
+    # 382 layers (of C 346, of G 457) of 2 to 32 groups of 1 to 32 channels and filters, a third
+    # dilated, a quarter with jaxlib 0.12: what is taken needs 1.10, 1.07 and 1.07 of the better
+    # one's time, as geometric means; products would 1.3, 1.7 and 1.8, one by one 1.18, 1.16, 1.09.
+    # 8 groups of 32x32x256 -> 128, 3x3 / 2: 0.6, 0.45, 0.5, and 0.1 of the memory.
+    added = a.overlap >= ADDED_OF_GROUPS
+    transpose, windows, filters = (a.products >= most for most in PRODUCTS_OF_GROUPS)
+    pay = (added or transpose, added or windows, filters)
+    return _of_narrow_groups(a, Ways(*("one_by_one" if pays else "matmul" for pays in pay)))
 
 
 def _of_narrow_groups(a: Problem, found: Ways) -> Ways:
@@ -336,7 +340,8 @@ def _blocks_pay(a: Problem) -> bool:
     # 8x16x16x16 -> 64, 4x4 / 2, with jaxlib 0.12: 1.1; 64x14x14x8 -> 48, 5x5 / 2: 1.6.
     minds = a.filters <= NARROW or not PARALLEL_YNNPACK
     # 16x96x96x8 -> 16, 5x5: 2.6.
-    little = a.batch * full * a.overlap * a.channels * _itemsize(a) < FRESH
+    given = math.prod(g.phase_taps) * a.channels
+    little = a.batch * full * given * _itemsize(a) < FRESH
     return narrow and large and whole and minds and little and a.overlap > 1
 
 

@@ -58,12 +58,7 @@ class Problem:
 
     @property
     def overlap(self) -> int:
-        """The strides that a kernel spans: undilated, the windows that a pixel lies in at most."""
-        return math.prod(self.g.phase_taps)
-
-    @property
-    def parts(self) -> int:
-        """The strides that a kernel spans and has taps in."""
+        """The strides that a kernel has taps in: a pixel of the output lies in no more windows."""
         return math.prod(self.g.met_strides)
 
     @property
