@@ -538,7 +538,7 @@ def test_what_keras_cannot_write(name: str, what: Any, peer: ModuleType) -> None
     assert getattr(theirs, name) is what
 
 
-def swoosh(x: Any) -> Any:
+def swoosh(x: Any, shape: Any = None, dtype: Any = None) -> Any:
     return x + 1
 
 
@@ -620,7 +620,7 @@ class Added:
     def __init__(self, amount: float) -> None:
         self.amount = amount
 
-    def __call__(self, x: Any, dtype: Any = None) -> Any:
+    def __call__(self, x: Any, shape: Any = None, dtype: Any = None) -> Any:
         return (
             np.full(x, self.amount, "float32") if isinstance(x, tuple | list) else x + self.amount
         )
