@@ -256,7 +256,7 @@ X, W = jnp.ones((2, 5, 4, 3)), jnp.ones((3, 2, 3, 6))
         (
             {"padding": "same", "strides": (1, 1), "use_consistent_padding": True},
             ValueError,
-            "without use_consistent_padding",
+            "without strides and use_consistent_padding, got 'same' with strides .* and use_cons",
         ),
         ({"padding": [(1, 2)]}, ValueError, "padding must have 2 entries"),
         ({"padding": None}, TypeError, "padding must be"),

@@ -75,9 +75,7 @@ def conv_transpose(
         inputs,
         kernel if transpose_kernel else lax.mirrored_kernel(kernel),
         strides=strides,
-        padding="circular"
-        if circular
-        else lax.crops(padding, spatial, span, strides, others="'CIRCULAR', an integer "),
+        padding="circular" if circular else crops(padding, spatial, span, strides),
         dilation_rate=dilation,
         precision=precision,
         preferred_element_type=preferred_element_type,
@@ -113,6 +111,17 @@ def kernel_shape(
         raise ValueError(f"kernel_size must have 1 to 3 spatial axes, got {kernel_size!r}")
     channels = (features, in_features) if transpose_kernel else (in_features, features)
     return (*geometry.per_axis("kernel_size", kernel_size, rank), *channels)
+
+
+def crops(
+    padding: geometry.Padding,
+    spatial: tuple[geometry.Size, ...],
+    span: tuple[int, ...],
+    strides: tuple[int, ...],
+) -> geometry.Padding:
+    """Our padding for Flax's, which is not `"CIRCULAR"`: as `upconv.lax.crops`."""
+    accepted = "'SAME', 'VALID', 'CIRCULAR', an integer or one (lo, hi) pair per spatial axis"
+    return lax.crops(padding, spatial, span, strides, accepted=accepted)
 
 
 def per_axis(name: str, value: Ints | None, rank: int) -> tuple[int, ...]:

@@ -122,7 +122,7 @@ def crops(
     strides: tuple[int, ...],
     *,
     consistent: bool = False,
-    others: str = "",
+    accepted: str = "'SAME', 'VALID' or one (lo, hi) pair per spatial axis",
 ) -> geometry.Padding:
     """Our padding for JAX's: the name that we have for it, or how much it crops.
 
@@ -130,7 +130,7 @@ def crops(
       padding, consistent: `padding` and `use_consistent_padding` of `conv_transpose`.
       spatial, span, strides: the input's spatial size, the length that the dilated kernel spans and
         the stride, of each spatial axis.
-      others: what else the caller takes for a padding, for the error message.
+      accepted: what the caller takes for a padding, for the error message.
     """
     rank = len(span)
     pads: Any = padding
@@ -143,12 +143,10 @@ def crops(
                 raise ValueError
             pads = jax.lax.padtype_to_pads((1,) * rank, span, strides, padding)
         except (RuntimeError, ValueError):
-            # The others have no such argument.
-            without = "" if others else " and without use_consistent_padding"
+            without = " and use_consistent_padding" if consistent else ""
             raise ValueError(
-                f"padding must be 'SAME', 'VALID', {others}or one (lo, hi) pair per spatial axis; "
-                f"the other names of jax.lax go without strides{without}; "
-                f"got {padding!r} with strides {strides}"
+                f"padding must be {accepted}; the other names of jax.lax go without strides"
+                f"{without}, got {padding!r} with strides {strides}{without}"
             ) from None
     pads = cast("geometry.Pads", geometry.canonical_padding(pads, rank))
     if not consistent:

@@ -120,7 +120,11 @@ class Layer:
     ) -> jax.Array:
         """`activation(conv_transpose(inputs, kernel) + bias)`, of arrays of one dtype."""
         outputs = functional.conv_transpose(
-            inputs, kernel, precision=self.precision, lowering=self.lowering, **self._geometry
+            inputs,
+            kernel,
+            precision=self.precision,
+            lowering=self.lowering,
+            **self._geometry_arguments,
         )
         if bias is not None:
             outputs = functional.add_bias(outputs, bias, self.channel_axis)
@@ -172,7 +176,7 @@ class Layer:
             channels that the groups do not divide.
         """
         return functional.output_shape(
-            input_shape, self.filters, self.kernel_size, **self._geometry
+            input_shape, self.filters, self.kernel_size, **self._geometry_arguments
         )
 
     def parameters(self, c_in: int) -> dict[str, Parameter]:
@@ -215,7 +219,7 @@ class Layer:
             )
 
     @property
-    def _geometry(self) -> dict[str, Any]:
+    def _geometry_arguments(self) -> dict[str, Any]:
         names = ("strides", "padding", "output_padding", "dilation_rate", "groups", "data_format")
         return {name: getattr(self, name) for name in names}
 

@@ -244,7 +244,7 @@ def _from_padding(
         _check_circular(span, strides, transpose_kernel)
         return padding
     long = (LONG,) * len(span)
-    return lax.crops(padding, long, span, strides, others="'CIRCULAR', an integer ")
+    return flax_layer.crops(padding, long, span, strides)
 
 
 def _to_padding(module: Any, transpose_kernel: bool) -> str | geometry.Pads:

@@ -18,6 +18,7 @@ from upconv.lowering.axes import box, pad
 from upconv.lowering.calls import kept_apart
 from upconv.lowering.loops import repeat
 from upconv.lowering.numerics import Numerics, accumulator
+from upconv.lowering.parts import in_parts
 
 # Strides that a kernel spans, beyond which one of an axis is taken after another. 4x28x28x96, 7x7,
 # which spans 49: 0.8, and 0.4 s to compile instead of 2.
@@ -78,7 +79,7 @@ def _partial_sums(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> jax
     `(shifts, images, rows, stride, ..., C)`, of one part.
     """
     del num  # operands have the dtype of the sum
-    parts = strips.in_parts(*x.shape[:2])
+    parts = in_parts(*x.shape[:2])
     none = [(0, 0, 0)] * g.rank
     x = pad(x, [*parts.ends, *none])
     y = pad(y, [parts.ends[0], (0, 0, 0), *none])

@@ -20,11 +20,11 @@ from jax import lax
 
 from upconv.auto import cpu
 from upconv.geometry import Geometry, cdiv, dilated, windows
-from upconv.lowering import strips
 from upconv.lowering.axes import box, merge_first, merge_last, move, pad, split_groups
 from upconv.lowering.calls import kept_apart
 from upconv.lowering.loops import repeat
 from upconv.lowering.numerics import Numerics, accumulator
+from upconv.lowering.parts import Parts, in_parts
 from upconv.lowering.products import overlap_add
 
 # Taps that reach beyond an image, up to which each looks where it ends; for more it is padded once.
@@ -186,7 +186,7 @@ def correlate_kernel(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> 
     """
     total = accumulator(num.dtype)
     x, y = (_groups_last(a.astype(total), g.groups) for a in (x, y))
-    parts = strips.in_parts(*x.shape[:2])
+    parts = in_parts(*x.shape[:2])
     rest = [(0, 0, 0)] * (g.rank + 1)
     x = pad(x, [*parts.ends, *rest])
     g = dataclasses.replace(g, input_size=x.shape[1:-2])
@@ -205,7 +205,7 @@ def correlate_kernel(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> 
 
 
 def _of_tap(
-    x: jax.Array, y: jax.Array, firsts: Sequence[int], axes: Sequence[_Moves], parts: strips.Parts
+    x: jax.Array, y: jax.Array, firsts: Sequence[int], axes: Sequence[_Moves], parts: Parts
 ) -> jax.Array:
     """G of one tap: `(co, ci, groups)`."""
     # Apart, or XLA:CPU makes one sum of the two.
@@ -214,7 +214,7 @@ def _of_tap(
 
 
 def _partial_sums(
-    x: jax.Array, y: jax.Array, firsts: Sequence[int], axes: Sequence[_Moves], parts: strips.Parts
+    x: jax.Array, y: jax.Array, firsts: Sequence[int], axes: Sequence[_Moves], parts: Parts
 ) -> jax.Array:
     """Products of `x` and what a tap meets of `y`, summed over equal parts of images and rows.
 

@@ -5,8 +5,6 @@ A strip is some rows of `x` and all rows of `y` that they meet, so that G is the
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -127,27 +125,3 @@ def _sum_of_pieces(
 
 def _take_piece(a: jax.Array, i: jax.Array) -> jax.Array:
     return lax.dynamic_index_in_dim(a, i, keepdims=False, allow_negative_indices=False)
-
-
-class Parts(NamedTuple):
-    """Equal parts of images and rows, no more than `IMAGES`."""
-
-    images: int  # of each part
-    rows: int
-    corners: list[tuple[int, int]]  # the first image and row of each
-    ends: list[tuple[int, int, int]]  # what fills up the last
-
-
-def in_parts(images: int, rows: int) -> Parts:
-    """As many images and rows, cut."""
-    part, of_images = _equal(images, IMAGES)
-    height, of_rows = _equal(rows, IMAGES // of_images)
-    corners = [(i * part, j * height) for i in range(of_images) for j in range(of_rows)]
-    ends = [(0, part * of_images - images, 0), (0, height * of_rows - rows, 0)]
-    return Parts(part, height, corners, ends)
-
-
-def _equal(n: int, most: int) -> tuple[int, int]:
-    """The size of a part, and how many of them hold `n`: no more than `most`."""
-    size = max(cdiv(n, most), 1)
-    return size, max(cdiv(n, size), 1)

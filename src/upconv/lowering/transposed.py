@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 
 import jax
 from jax import lax
@@ -68,26 +69,31 @@ def subpixel(
         part = w[tuple(slice(a.tap, None, a.every) for a in run)] if split else w
         if 0 in part.shape[: g.rank]:  # more phases than taps
             continue
-        h = dataclasses.replace(
-            g, kernel_size=part.shape[: g.rank], strides=tuple(a.stride for a in run)
-        )
-        # At stride 1 the convolution puts taps apart; else zeros between them do.
-        # T of 4x12x12x12x64 -> 64, 3x3x3, dilated: 0.2.
-        apart = tuple(d if s == 1 else 1 for s, d in zip(h.strides, h.dilation_rate, strict=True))
-        close = dataclasses.replace(
-            h, dilation_rate=tuple(d // a for d, a in zip(h.dilation_rate, apart, strict=True))
-        )
-        z = convolve(
-            x,
-            phases_to_channels(swapped(part, close), close),
-            num,
-            rhs_dilation=apart,
-            padding=list(map(Run.padding, run, g.input_size, h.phase_taps)),
-            groups=g.groups,
-        )
-        z = z.reshape(*z.shape[:-1], g.groups, *h.strides, w.shape[-2])
-        z = merge_last(move(z, g.rank + 1, -2))
+        z = _phases_of_run(x, part, run, g, num, convolve)
         ends = [(i, len(of_axis) - 1 - i, 0) for i, of_axis in zip(places, runs, strict=True)]
         parts.append(pad(z, [*[(0, 0, 0)] * (g.rank + 1), *ends, (0, 0, 0)]))
     starts = [lo % of_axis[0].stride for lo, of_axis in zip(g.crop, runs, strict=True)]
     return interleave(parts, starts, g)
+
+
+def _phases_of_run(
+    x: jax.Array, w: jax.Array, run: Sequence[Run], g: Geometry, num: Numerics, convolve: Convolve
+) -> jax.Array:
+    """What `run` computes along each axis with its taps `w`: `(N, *pixels, *strides, C)`."""
+    h = dataclasses.replace(g, kernel_size=w.shape[: g.rank], strides=tuple(a.stride for a in run))
+    # At stride 1 the convolution puts taps apart; else zeros between them do.
+    # T of 4x12x12x12x64 -> 64, 3x3x3, dilated: 0.2.
+    apart = tuple(d if s == 1 else 1 for s, d in zip(h.strides, h.dilation_rate, strict=True))
+    close = dataclasses.replace(
+        h, dilation_rate=tuple(d // a for d, a in zip(h.dilation_rate, apart, strict=True))
+    )
+    z = convolve(
+        x,
+        phases_to_channels(swapped(w, close), close),
+        num,
+        rhs_dilation=apart,
+        padding=list(map(Run.padding, run, g.input_size, h.phase_taps)),
+        groups=g.groups,
+    )
+    z = z.reshape(*z.shape[:-1], g.groups, *h.strides, w.shape[-2])
+    return merge_last(move(z, g.rank + 1, -2))
