@@ -380,8 +380,8 @@ MUTATIONS = [
     ),
     Mutation(
         "the kernel's gradient of narrow groups leaves out the last rows",
-        "lowering/strips",
-        "height, of_rows = _equal(rows, IMAGES // of_images)",
+        "lowering/parts",
+        "height, of_rows = _equal(rows, strips.IMAGES // of_images)",
         "height, of_rows = _equal(rows - 1, IMAGES // of_images)",
         ("test_functional", "test_case and narrow"),
     ),
@@ -811,15 +811,15 @@ MUTATIONS = [
     Mutation(
         "a layer's precision stays with the layer",
         "layer",
-        "precision=self.precision, lowering",
-        "lowering",
+        "            precision=self.precision,\n",
+        "",
         ("test_public", "tell_their_maps"),
     ),
     Mutation(
         "a layer's lowering stays with the layer",
         "layer",
-        "lowering=self.lowering, **self._geometry",
-        "**self._geometry",
+        "            lowering=self.lowering,\n",
+        "",
         ("test_public", "tell_their_maps"),
     ),
     Mutation(
