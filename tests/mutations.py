@@ -382,7 +382,7 @@ MUTATIONS = [
         "the kernel's gradient of narrow groups leaves out the last rows",
         "lowering/parts",
         "height, of_rows = _equal(rows, strips.IMAGES // of_images)",
-        "height, of_rows = _equal(rows - 1, IMAGES // of_images)",
+        "height, of_rows = _equal(rows - 1, strips.IMAGES // of_images)",
         ("test_functional", "test_case and narrow"),
     ),
     Mutation(
