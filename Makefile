@@ -1,7 +1,7 @@
 # Everything runs in a virtual environment of its own, $(VENV); nothing but Python 3.11+ and make is needed beforehand.
 #
 #   make demo      train the autoencoder of configs/digits_autoencoder.toml and say where its picture is
-#   make test      the tests and the examples in the docstrings, a third of the cases where there are many; with
+#   make test      the tests and the examples in the docstrings, a third of the cases where they take long; with
 #                  UPCONV_REQUIRE_PARITY=1 also those that compare with the genuine TensorFlow, Keras and PyTorch layers
 #   make test-all  every case, and the tests that take long
 #   make parity    those alone

@@ -34,7 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--share",
         metavar="I/N",
         default="1/1",
-        help="of every test of 3*N cases or more, the I-th of each N in a row",
+        help="of the cases of a test that is marked `many`, the I-th of each N in a row",
     )
 
 
@@ -43,7 +43,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if any(item.get_closest_marker(name) for name in UNTRACED):
             item.add_marker("no_cover")
     try:
-        leave = left_out([item.nodeid for item in items], config.getoption("--share"))
+        many = [item.nodeid for item in items if item.get_closest_marker("many")]
+        leave = left_out(many, config.getoption("--share"))
     except ValueError as error:
         raise pytest.UsageError(f"--share: {error}") from error
     config.hook.pytest_deselected(items=[item for item in items if item.nodeid in leave])

@@ -31,6 +31,7 @@ from upconv.auto.problem import CONVOLUTIONS
 
 @pytest.mark.parametrize("limits", [OF_CUDA, OF_CUDA_AS_IF_LARGE], ids=["as they are", "as large"])
 @pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.many
 def test_case(case: Case, limits: Any, rng: np.random.Generator) -> None:
     args = draw(rng, case.x_shape, case.kernel_shape, case.y_shape)
     with limited(limits):

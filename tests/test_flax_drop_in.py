@@ -135,6 +135,7 @@ def drawn(part: int) -> list[Drawn]:
 
 
 @pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.many
 def test_random_layers(part: int) -> None:
     """Values, and gradients in the inputs and every parameter."""
     compare((case.call(f"{part}.{i}") for i, case in enumerate(drawn(part))), seed=part)

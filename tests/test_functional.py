@@ -154,6 +154,7 @@ def as_if_large() -> Iterator[None]:
 
 @pytest.mark.usefixtures("as_if_large")
 @pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.many
 def test_case(case: Case, rng: np.random.Generator, subtests: Any) -> None:
     check_case(case, rng, subtests)
 

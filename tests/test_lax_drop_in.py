@@ -110,6 +110,7 @@ def drawn(part: int) -> list[Drawn]:
 
 
 @pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.many
 def test_random_calls(part: int) -> None:
     """Values and both gradients."""
     compare((case.call(f"{part}.{i}") for i, case in enumerate(drawn(part))), seed=part)

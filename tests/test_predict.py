@@ -69,6 +69,7 @@ def opened(path: Path) -> Image.Image:
     ],
     ids=str,
 )
+@pytest.mark.many
 def test_pictures_of_all_kinds(
     runs: dict[str, Path],
     task: str,

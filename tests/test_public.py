@@ -417,6 +417,7 @@ def pairs() -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("name", "prop"), list(pairs()))
+@pytest.mark.many
 def test_property(name: str, prop: str) -> None:
     globals()[f"check_{prop}"](name, TABLE[name])
 

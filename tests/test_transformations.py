@@ -544,6 +544,7 @@ class TestExport:
 
     @pytest.mark.parametrize("limits", [{}, AS_IF_LARGE], ids=["as they are", "as if large"])
     @pytest.mark.parametrize("case", [c for c in CASES if len(c.batch) == 1][2::4], ids=str)
+    @pytest.mark.many
     def test_a_symbolic_batch(self, case: Case, limits: Any, rng: np.random.Generator) -> None:
         """Its ways are those of a usual batch, as far as they can do without knowing it."""
         (n,) = export.symbolic_shape("n")

@@ -196,6 +196,7 @@ STATEMENTS: dict[str, Callable[[Axis], Functions]] = {
 
 
 @pytest.mark.parametrize("name", STATEMENTS)
+@pytest.mark.many
 def test_paddings(
     name: str, import_peer: Callable[[str], ModuleType], rng: np.random.Generator
 ) -> None:

@@ -65,6 +65,7 @@ def both(
 
 
 @pytest.mark.parametrize("case", range(CASES))
+@pytest.mark.many
 def test_values(case: int, seed: Any, tf: ModuleType, measured: Any) -> None:
     rng = np.random.default_rng(case)
     shape, arguments = draw(rng)

@@ -136,6 +136,7 @@ def drawn(part: int) -> list[Drawn]:
 
 
 @pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.many
 def test_random_layers(part: int, torch: ModuleType, measured: Any) -> None:
     """Values, and gradients by kernel, bias and input."""
     cases, rng = drawn(part), np.random.default_rng(part)

@@ -123,6 +123,7 @@ def theirs(
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("constraint", CONSTRAINTS)
 @pytest.mark.parametrize("peer", ["tf_layers", "keras"])
+@pytest.mark.many
 def test_training(peer: str, constraint: str, optimizer: str, request: Any, measured: Any) -> None:
     tf = request.getfixturevalue("tf")
     library = request.getfixturevalue("tf_keras" if peer == "tf_layers" else "keras")
