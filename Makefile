@@ -3,8 +3,8 @@
 #   make demo      train the autoencoder of configs/digits_autoencoder.toml and say where its picture is
 #   make test      the tests and the examples in the docstrings, a third of the cases where they take long; with
 #                  UPCONV_REQUIRE_PARITY=1 also those that compare with the genuine TensorFlow, Keras and PyTorch layers
-#   make test-all  every case, and the tests that take long
 #   make parity    those alone
+#   make test-all  every case of all tests, and the tests that take long
 #   make fuzz      the properties of tests/test_properties.py on FUZZ random cases each, drawn from SEED
 #   make mutations whether the tests catch what is broken on purpose
 #   make lint      ruff and mypy

@@ -171,7 +171,7 @@ def per_axis(
 ) -> tuple[int, ...]:
     """One integer per spatial axis, from an integer for all or a sequence of `rank` integers.
 
-    An `entry` is made canonical as `integer` does it.
+    Each is made canonical by `entry`, which is called as `integer` is.
 
     Raises:
       TypeError: if `value` is neither, or holds anything but integers.

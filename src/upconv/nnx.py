@@ -431,8 +431,8 @@ def rules(module: nnx.Module, wrt: Any = nnx.Param) -> dict[str, Rule]:
       A rule for each parameter that has a regularizer or a constraint, by path: the keys joined by
       `/`, as in `nnx.state(module, wrt)`. `upconv.transforms` and `upconv.penalty` take it.
       Which axes stacking has added to a parameter is inferred from its shape; where that is
-      ambiguous, the leading ones are assumed. If they are others (`nnx.vmap(..., out_axes=1)`), say
-      so: `found[path] = dataclasses.replace(found[path], stacked_axes=(1,))`.
+      ambiguous, the leading ones are assumed. If they are others (`nnx.vmap(..., out_axes=1)`), put
+      `dataclasses.replace(rule, stacked_axes=(1,))` in place of the rule.
 
     Raises:
       TypeError: if `module` is not an nnx module.

@@ -19,6 +19,7 @@ from upconv.lowering.calls import kept_apart
 from upconv.lowering.loops import repeat
 from upconv.lowering.numerics import Numerics, accumulator
 from upconv.lowering.parts import in_parts
+from upconv.lowering.phases import split_phases, whole_strides
 
 # Strides that a kernel spans, beyond which one of an axis is taken after another. 4x28x28x96, 7x7,
 # which spans 49: 0.8, and 0.4 s to compile instead of 2.
@@ -47,7 +48,7 @@ def _of_strides(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> jax.A
     if math.prod(map(len, shifts)) > MANY_SHIFTS:
         return _shift_by_shift(x, y, g, num)
     # Apart, or XLA:CPU makes one sum of the two. 1x16x16x16x32, 4x4x4 / 2: 0.15.
-    sums = kept_apart(functools.partial(strips.in_strips, _partial_sums, g=g, num=num))(x, y)
+    sums = kept_apart(functools.partial(strips.in_strips, _sums_of_strides, g=g, num=num))(x, y)
     w = lax.reduce_sum(sums, [1, *range(2, 2 * g.rank + 2, 2)])
     return w.reshape(*map(len, shifts), *w.shape[1:])
 
@@ -72,7 +73,7 @@ def _shift_by_shift(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> j
     return repeat(len(shifts[a]), put, jnp.zeros(shape, x.dtype))
 
 
-def _partial_sums(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
+def _sums_of_strides(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> jax.Array:
     """Products of `(N, *n, C)` and `(N, *output, C)`, summed over equal parts of images and rows.
 
     What a kernel meets in one of the strides that it spans is taken together:
@@ -84,9 +85,7 @@ def _partial_sums(x: jax.Array, y: jax.Array, g: Geometry, num: Numerics) -> jax
     x = pad(x, [*parts.ends, *none])
     y = pad(y, [parts.ends[0], (0, 0, 0), *none])
     g = dataclasses.replace(g, input_size=x.shape[1:-1])
-    y = pad(y, [(0, 0, 0), *((*ends, 0) for ends in g.stride_pads), (0, 0, 0)])
-    strides = itertools.chain.from_iterable(zip(g.full_strides, g.strides, strict=True))
-    y = y.reshape(y.shape[0], *strides, y.shape[-1])
+    y = split_phases(y, [whole_strides(g, axis) for axis in range(g.rank)], g)
     # Without a barrier XLA:CPU slices again for some of the products. 8x64x64x64, 4x4 / 2: 0.4.
     x, y = lax.optimization_barrier((x, y))
     sizes = zip((parts.rows, *g.input_size[1:]), g.strides, strict=True)

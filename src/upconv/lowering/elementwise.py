@@ -209,11 +209,11 @@ def _of_tap(
 ) -> jax.Array:
     """G of one tap: `(co, ci, groups)`."""
     # Apart, or XLA:CPU makes one sum of the two.
-    sums = kept_apart(functools.partial(_partial_sums, firsts=firsts, axes=axes, parts=parts))(x, y)
+    sums = kept_apart(functools.partial(_sums_of_tap, firsts=firsts, axes=axes, parts=parts))(x, y)
     return lax.reduce_sum(sums, range(sums.ndim - 3))
 
 
-def _partial_sums(
+def _sums_of_tap(
     x: jax.Array, y: jax.Array, firsts: Sequence[int], axes: Sequence[_Moves], parts: Parts
 ) -> jax.Array:
     """Products of `x` and what a tap meets of `y`, summed over equal parts of images and rows.

@@ -36,6 +36,11 @@ def all_phases(g: Geometry, axis: int) -> Run:
     return Run(0, 1, s, lo // s, cdiv(lo + out, s))
 
 
+def whole_strides(g: Geometry, axis: int) -> Run:
+    """All phases of an axis together, of all strides that it spans before cropping."""
+    return Run(0, 1, g.strides[axis], 0, g.full_strides[axis])
+
+
 def each_phase(g: Geometry, axis: int) -> list[Run]:
     """The phases of an axis, each apart, in the order of the output."""
     lo, out, s = g.crop[axis], g.output_size[axis], g.strides[axis]
